@@ -1,0 +1,75 @@
+"""Where texts and examples come from: files, a Hugging Face dataset, or a generator of ours."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from leveret.config import Config
+
+# Fields that mean something for one kind of origin only; the first of each must be given.
+_BELONGS: dict[str, tuple[str, ...]] = {
+    "files": ("paths",),
+    "hub": ("name", "subset", "split", "revision"),
+    "generated": ("generator", "options"),
+}
+
+
+class OriginConfig(Config):
+    """What every source has in common: where its rows come from and under which licence."""
+
+    kind: Literal["files", "hub", "generated"] = "files"
+    """`files` on this machine, a Hugging Face dataset (`hub`), or a generator of this package (`generated`)."""
+    paths: list[str] = Field(default=[])
+    """Files, folders and globs, relative to the recipe's folder; read in this order, sorted within each."""
+    name: str | None = None
+    """Name of the Hugging Face dataset, or a local folder that its library can load."""
+    subset: str | None = None
+    """Configuration of the Hugging Face dataset, such as `sample-10BT`."""
+    split: str = "train"
+    """Split of the Hugging Face dataset."""
+    revision: str | None = None
+    """Commit, tag or branch of the Hugging Face dataset; without it the newest."""
+    generator: str | None = None
+    """Name of the generator."""
+    options: dict[str, Any] = Field(default={})
+    """Keyword arguments of the generator."""
+    licence: str | None = None
+    """Licence of the texts, copied into the manifest."""
+
+    @model_validator(mode="after")
+    def _only_what_belongs(self) -> Self:
+        required = _BELONGS[self.kind][0]
+        if not getattr(self, required):
+            raise ValueError(f"a source of kind '{self.kind}' needs '{required}'")
+        for kind, fields in _BELONGS.items():
+            for field in fields if kind != self.kind else ():
+                # Compared with the default, not with "was given": a resolved recipe spells every field out.
+                if getattr(self, field) != type(self).model_fields[field].default:
+                    raise ValueError(
+                        f"'{field}' belongs to a source of kind '{kind}', but this one is of kind '{self.kind}'"
+                    )
+        return self
+
+
+class SourceConfig(OriginConfig):
+    """One source of documents for the tokenizer or for pretraining."""
+
+    column: str = Field(default="text", min_length=1)
+    """Column or key that holds the text; .txt files have none and are one document each."""
+    max_documents: PositiveInt | None = None
+    """Read at most this many documents; without it, all."""
+
+
+ExampleFormat = Literal["auto", "messages", "instruction-command", "prompt-completion", "instruction-response", "raw"]
+
+
+class ExamplesConfig(OriginConfig):
+    """One source of examples for fine-tuning or evaluation.
+
+    Among `paths`, `instructions.txt,commands.txt` is a pair of files aligned line by line.
+    """
+
+    format: ExampleFormat = "auto"
+    """Fields to read an example from; `auto` takes the first format of which a row has all fields."""
+    max_examples: PositiveInt | None = None
+    """Read at most this many examples; without it, all."""

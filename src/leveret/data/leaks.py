@@ -1,0 +1,234 @@
+"""The audit of held-out examples: does one of them, or nearly one, stand in what the model was trained on?
+
+`find_leaks` compares examples with examples, `find_leaks_in_text` examples with the documents of pretraining.
+Both look only at what an index offers them, so that their time grows with the texts and not with their product.
+"""
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+from leveret.data.examples import Example
+from leveret.data.sources import Document
+
+Kind = Literal["verbatim", "normalised", "near-duplicate"]
+KINDS: tuple[Kind, ...] = ("verbatim", "normalised", "near-duplicate")
+
+NEAR = 0.8
+"""Least Jaccard index of the instructions' content words at which two examples are near-duplicates."""
+
+FUNCTION_WORDS = frozenset(
+    (
+        "a an the this that these those of in on at to from for with by into onto as and or is are be it its all "
+        "any each every my me i you your please can could would will just now then there which who what how do "
+        "does so using use"
+    ).split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """Held-out example number `heldout` stands in training item number `train` (both from 0)."""
+
+    kind: Kind
+    heldout: int
+    train: int
+    same_response: bool = True
+    """False where only the instruction is the same, and training has another answer to it."""
+
+
+def find_leaks(train: Sequence[Example], heldout: Sequence[Example]) -> list[Leak]:
+    """At most one leak for each held-out example, the gravest, in the held-out examples' order.
+
+    The instruction of a longer dialogue is all that was said before its last answer, system messages aside.
+
+    - verbatim: the instruction stands in training character by character. Training on the question is a leak
+      whatever the answer; `same_response` says whether the answer is the same too.
+    - normalised: so after `normalise`.
+    - near-duplicate: the same normalised response, and instructions whose content words (see `content_words`)
+      have a Jaccard index of at least 0.8.
+
+    So an example that differs from training in a slot only (another path, number or name) is no leak: its
+    response differs too. Among equally grave leaks one with the same response is named, then the more alike, then
+    the first in training.
+    """
+    asked, answered = zip(*map(_texts, train), strict=True) if train else ((), ())
+    by_text = _index(asked)
+    by_normalised = _index([normalise(text) for text in asked])
+    wanted = {normalise(_texts(example)[1]) for example in heldout}
+    near = _NearIndex(
+        [
+            (number, response, content_words(asked[number]))
+            for number, response in enumerate(map(normalise, answered))
+            if response in wanted
+        ]
+    )
+    leaks = []
+    for number, example in enumerate(heldout):
+        instruction, response = _texts(example)
+        if same := by_text.get(instruction):
+            best = next((n for n in same if answered[n] == response), None)
+            leaks.append(Leak("verbatim", number, same[0] if best is None else best, best is not None))
+        elif same := by_normalised.get(normalise(instruction)):
+            best = next((n for n in same if normalise(answered[n]) == normalise(response)), None)
+            leaks.append(Leak("normalised", number, same[0] if best is None else best, best is not None))
+        elif (nearest := near.nearest(normalise(response), content_words(instruction))) is not None:
+            leaks.append(Leak("near-duplicate", number, nearest))
+    return leaks
+
+
+def find_leaks_in_text(heldout: Sequence[Example], documents: Iterable[Document]) -> list[Leak]:
+    """Held-out examples whose instruction and response both stand in one document; `train` is its number.
+
+    Both as whole words, the response outside the instruction: `verbatim` character by character, `normalised` after `normalise`. At most one leak for
+    each held-out example, the gravest, then the first, in the held-out examples' order. The documents are read
+    once, one at a time.
+    """
+    pairs = [_texts(example) for example in heldout]
+    probes = _probes([normalise(instruction) for instruction, _ in pairs])
+    sizes = {len(gram) for gram in probes}
+    found: dict[int, Leak] = {}
+    for where, document in enumerate(documents):
+        flat = _flatten(document.text)
+        words = _WORD.findall(flat)
+        offered = (gram for size in sizes for gram in probes.keys() & _grams(words, size))
+        for number in (number for gram in offered for number in probes[gram]):
+            known = found.get(number)
+            if known is not None and known.kind == "verbatim":
+                continue
+            if _holds(document.text, *pairs[number]):
+                found[number] = Leak("verbatim", number, where)
+            elif known is None and _holds(flat, *map(normalise, pairs[number])):
+                found[number] = Leak("normalised", number, where)
+    return [found[number] for number in sorted(found)]
+
+
+def report(
+    leaks: Sequence[Leak], train: Sequence[Example | Document], heldout: Sequence[Example], most: int = 20
+) -> str:
+    """Lines for the terminal: how many leak and how, and the texts of the first `most` leaks, gravest first."""
+    counts = Counter(leak.kind for leak in leaks)
+    lines = [f"{len(leaks)} of {len(heldout)} held-out examples leak into {len(train)} of training"]
+    for kind in KINDS:
+        others = sum(leak.kind == kind and not leak.same_response for leak in leaks)
+        lines.append(f"  {kind:<15}{counts[kind]:>7}" + (f"  ({others} with another answer)" if others else ""))
+    for leak in sorted(leaks, key=lambda leak: KINDS.index(leak.kind))[:most]:
+        lines.append(f"{leak.kind}: held-out {leak.heldout + 1}, training {leak.train + 1}")
+        lines.append(f"  held-out  {_show(heldout[leak.heldout])}")
+        lines.append(f"  training  {_show(train[leak.train])}")
+    if len(leaks) > most:
+        lines.append(f"... and {len(leaks) - most} more")
+    return "\n".join(lines)
+
+
+# --- texts ---------------------------------------------------------------------------------------------------
+
+_WORD = re.compile(r"\w+")
+_CLOSING = re.compile(r"(?<=[\w\"'`)\]}])[.?!]+$")
+
+
+def normalise(text: str) -> str:
+    """The text without what may differ in the same sentence.
+
+    Unicode NFKC, case folded, runs of white space to one space, quotation marks around the whole taken off, and
+    . ? ! at its end, where they close a word and are none themselves (`cd ..` stays as it is).
+    """
+    flat = _CLOSING.sub("", _flatten(text))
+    if len(flat) > 2 and flat[0] == flat[-1] and flat[0] in "\"'`" and flat[0] not in flat[1:-1]:
+        flat = _CLOSING.sub("", flat[1:-1])
+    return flat
+
+
+def content_words(text: str) -> frozenset[str]:
+    """The words and values of a text but for function words, normalised; paths, numbers and names are kept whole."""
+    words = (word.strip("\"'`,;:()?!").rstrip(".") or word for word in normalise(text).split())
+    return frozenset(word for word in words if word not in FUNCTION_WORDS)
+
+
+def _flatten(text: str) -> str:
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split())
+
+
+def _texts(example: Example) -> tuple[str, str]:
+    """(all that was said before the last answer, system messages aside; the last answer)."""
+    *before, answer = example.messages
+    return "\n".join(message.content for message in before if message.role != "system"), answer.content
+
+
+def _show(item: Example | Document, width: int = 160) -> str:
+    text = item.text if isinstance(item, Document) else " -> ".join(_texts(item))
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+# --- indexes -------------------------------------------------------------------------------------------------
+
+
+def _index(texts: Sequence[str]) -> dict[str, list[int]]:
+    """The numbers of the items that have each text."""
+    found = defaultdict(list)
+    for number, text in enumerate(texts):
+        found[text].append(number)
+    return dict(found)
+
+
+class _NearIndex:
+    """Finds the item of the same response with the most alike words.
+
+    Prefix filtering (Chaudhuri, Ganti and Kaushik 2006): with words in one fixed order, rarest first, two sets of
+    Jaccard index >= t share one of the first n - ceil(t n) + 1 words of each, n being the size of that set.
+    """
+
+    def __init__(self, items: Sequence[tuple[int, str, frozenset[str]]]) -> None:
+        self._count = Counter(word for _, _, words in items for word in words)
+        self._words = {number: words for number, _, words in items}
+        self._postings = defaultdict(list)
+        for number, response, words in items:
+            for word in self._prefix(words):
+                self._postings[response, word].append(number)
+
+    def nearest(self, response: str, words: frozenset[str]) -> int | None:
+        """The number of the most alike item, the lowest one of equals; None where none is near enough."""
+        offered = {n for word in self._prefix(words) for n in self._postings.get((response, word), ())}
+        alike = ((len(words & self._words[n]) / len(words | self._words[n]), -n) for n in offered)
+        best = max(alike, default=(0.0, 0))
+        return -best[1] if best[0] >= NEAR else None
+
+    def _prefix(self, words: frozenset[str]) -> list[str]:
+        ordered = sorted(words, key=lambda word: (self._count[word], word))
+        return ordered[: len(words) - ceil(NEAR * len(words)) + 1]
+
+
+def _grams(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
+    """All runs of `size` words; the one empty run for size 0."""
+    return set(zip(*(words[start:] for start in range(size)), strict=False)) if size else {()}
+
+
+def _probes(instructions: Sequence[str]) -> dict[tuple[str, ...], list[int]]:
+    """For each instruction its run of three words (fewer where it has fewer) that fewest others have."""
+    grams = [_grams(words, min(3, len(words))) for words in map(_WORD.findall, instructions)]
+    count = Counter(gram for runs in grams for gram in runs)
+    probes = defaultdict(list)
+    for number, runs in enumerate(grams):
+        probes[min(runs, key=lambda gram: (count[gram], gram))].append(number)
+    return dict(probes)
+
+
+def _holds(text: str, instruction: str, response: str) -> bool:
+    """Whether both stand in the text, the response not only as a part of the instruction."""
+    return _contains(text, instruction) and _contains(text.replace(instruction, "\n"), response)
+
+
+def _contains(text: str, part: str) -> bool:
+    """Whether `part` stands in `text` as whole words."""
+    start = text.find(part)
+    while start >= 0:
+        end = start + len(part)
+        if not _WORD.search(text[start - 1 : start] + text[end : end + 1]):
+            return True
+        start = text.find(part, start + 1)
+    return False

@@ -1,0 +1,227 @@
+"""Token shards: what tokenising leaves behind, and what training reads.
+
+    documents --split by hash--> ShardWriter --> train-00000.npy ... + starts, windows --> manifest.json
+    manifest.json --> TokenStore (memory-mapped) --> batches.py
+
+A split is one long array of token ids cut into shards. Beside it lie the start of every document and the windows
+that training reads, each [start, length]; for fine-tuning also a mask of the tokens to learn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leveret.errors import UserError
+
+FORMAT_VERSION = 1
+IntArray = NDArray[np.int64]
+
+
+def is_validation(text: str, fraction: float) -> bool:
+    """The side of a document: a hash of its text, so that equal texts are on the same side everywhere."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") < fraction * 2**64
+
+
+def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
+    """uint16 where every id fits, else uint32."""
+    return np.uint16 if vocab_size <= 2**16 else np.uint32
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass
+class _Split:
+    """What is known of a split while it is written."""
+
+    buffer: list[NDArray[Any]] = field(default_factory=list)
+    learn: list[NDArray[np.bool_]] = field(default_factory=list)
+    buffered: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+    starts: list[int] = field(default_factory=list)
+    shards: list[dict[str, Any]] = field(default_factory=list)
+
+
+class ShardWriter:
+    """Writes splits of tokens into a folder that appears under its name only when it is whole.
+
+    Args:
+        folder: where the shards will be; must not exist.
+        vocab_size: decides the dtype.
+        shard_tokens: tokens of a shard, but the last.
+        masked: whether every document brings a mask of the tokens to learn.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int, shard_tokens: int, *, masked: bool = False) -> None:
+        self.folder = folder
+        self.partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
+        self.dtype = token_dtype(vocab_size)
+        self.shard_tokens = shard_tokens
+        self.masked = masked
+        self.splits: dict[str, _Split] = {}
+        self.vocab_size = vocab_size
+
+    def add(self, split: str, ids: Sequence[int], text_bytes: int, learn: Sequence[bool] | None = None) -> None:
+        """Appends one document."""
+        assert (learn is not None) == self.masked
+        assert max(ids, default=0) < self.vocab_size
+        state = self.splits.setdefault(split, _Split())
+        state.starts.append(state.tokens)
+        state.tokens += len(ids)
+        state.text_bytes += text_bytes
+        state.buffer.append(np.asarray(ids, dtype=self.dtype))
+        if learn is not None:
+            state.learn.append(np.asarray(learn, dtype=np.bool_))
+        state.buffered += len(ids)
+        while state.buffered >= self.shard_tokens:
+            self._flush(split, self.shard_tokens)
+
+    def _flush(self, split: str, count: int) -> None:
+        """Writes the first count buffered tokens as a shard."""
+        state = self.splits[split]
+        number = len(state.shards)
+        tokens = np.concatenate(state.buffer)
+        entry = self._save(f"{split}-{number:05d}.npy", tokens[:count])
+        state.buffer = [tokens[count:]]
+        if self.masked:
+            learn = np.concatenate(state.learn)
+            entry["mask"] = self._save(f"{split}-{number:05d}.learn.npy", learn[:count])
+            state.learn = [learn[count:]]
+        state.buffered -= count
+        state.shards.append({**entry, "tokens": count})
+
+    def _save(self, name: str, array: NDArray[Any]) -> dict[str, Any]:
+        path = self.partial / name
+        np.save(path, array, allow_pickle=False)
+        return {"name": name, "sha256": file_sha256(path)}
+
+    def finish(self, windows: dict[str, IntArray], facts: dict[str, Any]) -> None:
+        """Writes the rest, the indexes and the manifest, and gives the folder its name.
+
+        Args:
+            windows: [count, 2] of start and length, for every split.
+            facts: what else the manifest says (tokenizer hash, sources, ...).
+        """
+        splits: dict[str, Any] = {}
+        for name, state in self.splits.items():
+            if state.buffered:
+                self._flush(name, state.buffered)
+            splits[name] = {
+                "documents": len(state.starts),
+                "tokens": state.tokens,
+                "text_bytes": state.text_bytes,
+                "shards": state.shards,
+                "starts": self._save(f"{name}-starts.npy", np.asarray(state.starts, dtype=np.int64)),
+                "windows": self._save(f"{name}-windows.npy", windows[name]) | {"count": len(windows[name])},
+            }
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "dtype": np.dtype(self.dtype).name,
+            "vocab_size": self.vocab_size,
+            **facts,
+            "splits": splits,
+        }
+        (self.partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.partial.rename(self.folder)
+
+
+def concatenated_windows(tokens: int, sequence_length: int) -> IntArray:
+    """Windows over documents laid end to end: sequence_length + 1 tokens each, the last one shared with the next."""
+    starts = np.arange(0, max(tokens - 1, 0), sequence_length, dtype=np.int64)
+    lengths = np.minimum(sequence_length + 1, tokens - starts)
+    whole = lengths == sequence_length + 1
+    keep = whole if whole.any() else np.ones_like(whole)  # a split shorter than one window is that one window
+    return np.stack([starts, lengths], axis=1)[keep]
+
+
+class TokenStore:
+    """Shards read back, memory-mapped.
+
+    Raises:
+        UserError: the folder is not a whole set of shards, or belongs to another tokenizer.
+    """
+
+    def __init__(self, folder: Path, tokenizer_hash: str | None = None) -> None:
+        self.folder = folder
+        try:
+            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} holds no readable manifest.json ({error}); prepare the data again") from None
+        if self.manifest.get("format_version") != FORMAT_VERSION:
+            raise UserError(f"{folder} has shards of another format version; prepare the data again")
+        found = self.manifest.get("tokenizer")
+        if tokenizer_hash is not None and found != tokenizer_hash:
+            raise UserError(
+                f"the shards in {folder} were made with another tokenizer ({str(found)[:12]}, "
+                f"not {tokenizer_hash[:12]}); prepare the data again"
+            )
+
+    def split(self, name: str) -> TokenSplit:
+        if name not in self.manifest["splits"]:
+            raise UserError(f"{self.folder} has no {name} split; it has {', '.join(self.manifest['splits'])}")
+        return TokenSplit(self.folder, self.manifest["splits"][name])
+
+    def verify(self) -> list[str]:
+        """The files whose content is not what the manifest says."""
+        wrong = []
+        for entry in _entries(self.manifest["splits"].values()):
+            path = self.folder / entry["name"]
+            if not path.is_file() or file_sha256(path) != entry["sha256"]:
+                wrong.append(entry["name"])
+        return wrong
+
+
+def _entries(splits: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    for split in splits:
+        yield from (split["starts"], split["windows"])
+        for shard in split["shards"]:
+            yield shard
+            if "mask" in shard:
+                yield shard["mask"]
+
+
+class TokenSplit:
+    """One split: its shards as one array, its documents, its windows."""
+
+    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+        def load(entry: dict[str, Any]) -> NDArray[Any]:
+            try:
+                return np.load(folder / entry["name"], mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+            except (OSError, ValueError) as error:
+                raise UserError(f"{folder / entry['name']} cannot be read ({error}); prepare the data again") from None
+
+        self.tokens: int = facts["tokens"]
+        self.text_bytes: int = facts["text_bytes"]
+        self.shards = [load(shard) for shard in facts["shards"]]
+        self.masks = [load(shard["mask"]) for shard in facts["shards"] if "mask" in shard]
+        self.starts: IntArray = load(facts["starts"])
+        self.windows: IntArray = load(facts["windows"])
+        self.ends = np.cumsum([len(shard) for shard in self.shards])
+        if int(self.ends[-1]) != self.tokens:
+            raise UserError(f"the shards in {folder} are shorter than their manifest says; prepare the data again")
+
+    def read(self, arrays: list[NDArray[Any]], start: int, length: int) -> NDArray[Any]:
+        """A run of the arrays' concatenation."""
+        shard = int(np.searchsorted(self.ends, start, side="right"))
+        pieces = []
+        while length:
+            base = int(self.ends[shard - 1]) if shard else 0
+            piece = arrays[shard][start - base : start - base + length]
+            pieces.append(piece)
+            start, length, shard = start + len(piece), length - len(piece), shard + 1
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

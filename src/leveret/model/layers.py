@@ -1,0 +1,115 @@
+"""The parts of a block: norm, rotation, attention, feed-forward.
+
+Letters in names and comments:
+    B batch   T tokens   S keys (cached and new)   C hidden size   H query heads   K key/value heads   D head width
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from leveret.model.config import ModelConfig
+
+
+class KeyValueStore(Protocol):
+    """What attention needs of a cache: take this layer's new keys and values, give back all of them."""
+
+    def extend(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def make_norm(config: ModelConfig, width: int | None = None) -> nn.Module:
+    width = width or config.hidden_size
+    if config.norm == "rms":
+        return nn.RMSNorm(width, eps=config.norm_eps)
+    return nn.LayerNorm(width, eps=config.norm_eps)
+
+
+def rope_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every position's angles (Su et al., 2021), each [positions, D/2] in float32."""
+    width = config.head_width
+    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
+    angles = positions.float()[:, None] * config.rope_theta**-exponents
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
+    """Turns each pair of dimensions by its position's angle. cos, sin broadcast to [B, 1, T, D/2]."""
+    x = x_BHTD.float()
+    if layout == "half":
+        a, b = x.chunk(2, dim=-1)
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    else:
+        a, b = x[..., 0::2], x[..., 1::2]
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    return turned.to(x_BHTD.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with grouped keys and values; q, k and v are one matrix in memory."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads, self.width = config.num_attention_heads, config.kv_heads, config.head_width
+        self.layout = config.rope_layout
+        fused = (self.heads + 2 * self.kv_heads) * self.width
+        self.qkv_proj = nn.Linear(config.hidden_size, fused, bias=config.attention_bias)
+        self.o_proj = nn.Linear(self.heads * self.width, config.hidden_size, bias=config.attention_bias)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(self.width, eps=config.norm_eps)
+            self.k_norm = nn.RMSNorm(self.width, eps=config.norm_eps)
+        self.qk_norm = config.qk_norm
+
+    def forward(
+        self,
+        x_BTC: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: KeyValueStore | None,
+    ) -> Tensor:
+        batch, tokens, _ = x_BTC.shape
+        qkv = self.qkv_proj(x_BTC).view(batch, tokens, -1, self.width).transpose(1, 2)
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)  # [B, H | K | K, T, D]
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, *rope, self.layout), rotate(k, *rope, self.layout)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # [B, K, S, D]
+        out_BHTD = F.scaled_dot_product_attention(
+            q,
+            k,
+            v.to(k.dtype),
+            attn_mask=mask,
+            is_causal=mask is None and tokens > 1,
+            enable_gqa=self.heads > self.kv_heads,
+        )
+        return self.o_proj(out_BHTD.transpose(1, 2).reshape(batch, tokens, -1))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """The feed-forward layer; SwiGLU's gate and up projections are one matrix in memory."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kind = config.mlp
+        inner = config.intermediate_size
+        if config.mlp == "swiglu":
+            self.gate_up_proj = nn.Linear(config.hidden_size, 2 * inner, bias=config.mlp_bias)
+        else:
+            self.up_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        if self.kind == "swiglu":
+            gate, up = self.gate_up_proj(x_BTC).chunk(2, dim=-1)
+            hidden = F.silu(gate) * up
+        elif self.kind == "gelu":
+            hidden = F.gelu(self.up_proj(x_BTC), approximate="tanh")
+        else:
+            hidden = F.relu(self.up_proj(x_BTC)).square()
+        return self.down_proj(hidden)  # type: ignore[no-any-return]

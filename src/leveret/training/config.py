@@ -1,0 +1,98 @@
+"""How a model is trained: optimizer, schedule, batches, intervals. Every stage uses the same keys."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from leveret.config import Config
+from leveret.hardware.device import Precision
+
+
+class OptimizerConfig(Config):
+    """AdamW (Loshchilov and Hutter, 2019). Matrices are decayed, norms and biases are not."""
+
+    lr: float = Field(3e-4, gt=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running means of the gradient and of its square."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled decay of matrices."""
+    decay_embeddings: bool = True
+    """Whether the embedding tables are decayed too."""
+
+
+class ScheduleConfig(Config):
+    """The learning rate over the steps. It ends exactly when training ends."""
+
+    kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """After the warm-up: cosine, linear, warm-up-stable-decay (Hu et al., 2024), or level."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Steps of linear warm-up. None: warmup_fraction of all steps."""
+    warmup_fraction: float = Field(0.02, ge=0, le=1)
+    """Share of the steps that warm up, where warmup_steps is not given."""
+    min_lr: float = Field(0.0, ge=0)
+    """Learning rate at the last step."""
+    decay_fraction: float = Field(0.2, gt=0, le=1)
+    """wsd: share of the steps that the final, linear decay takes."""
+
+
+class TrainingConfig(Config):
+    """One stage of training."""
+
+    steps: int | None = Field(None, gt=0)
+    """Optimizer updates. Give one of steps, tokens, epochs."""
+    tokens: int | None = Field(None, gt=0)
+    """Positions to read, padding included; rounded up to whole steps."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the data; rounded up to whole steps."""
+    batch_size: int = Field(16, gt=0)
+    """Rows of a step."""
+    micro_batch_size: int | None = Field(None, gt=0)
+    """Rows of one forward and backward; a step accumulates as many as it needs. None: the whole batch at once."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over time."""
+    grad_clip: float | None = Field(1.0, gt=0)
+    """Largest norm of all gradients together. None: no clipping."""
+    document_mask: bool = False
+    """Keep the documents of a row from seeing each other. Fine-tuning always does."""
+    precision: Precision = "auto"
+    """dtype of the matrix products. auto: bf16 where the hardware has it."""
+    compile: bool = False
+    """Compile the model; worth it in runs of more than a few minutes."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more work."""
+    deterministic: bool = False
+    """Only deterministic kernels, so that resuming is exact on CUDA too."""
+    seed: int = 0
+    """Names the order of the data, and the initial weights in pretraining."""
+    log_every: int = Field(10, gt=0)
+    """Steps between two lines of metrics."""
+    eval_every: int | None = Field(None, gt=0)
+    """Steps between two validations. None: ten times in all."""
+    eval_batches: int | None = Field(20, gt=0)
+    """Batches of a validation, spread over the split. None: all of it."""
+    checkpoint_every: int | None = Field(None, gt=0)
+    """Steps between two checkpoints. None: when validating."""
+    keep_last: int = Field(2, gt=0)
+    """Checkpoints kept, besides the best one."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        if sum(value is not None for value in (self.steps, self.tokens, self.epochs)) != 1:
+            raise ValueError("give exactly one of steps, tokens and epochs")
+        return self
+
+    def total_steps(self, windows: int, sequence_length: int) -> int:
+        """The number of updates over a split of that many windows."""
+        if self.steps is not None:
+            return self.steps
+        if self.tokens is not None:
+            return -(-self.tokens // (self.batch_size * sequence_length))
+        assert self.epochs is not None
+        return max(1, -int(-self.epochs * windows // self.batch_size))

@@ -1,0 +1,56 @@
+"""What a stage minimises: a sum over a micro-batch and the weight that the whole batch divides it by."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leveret.data.batches import IGNORED, Batch
+from leveret.model.decoder import Decoder, causal_mask
+
+
+class Objective(Protocol):
+    """The loss of a step is the sum of `loss` over its micro-batches, divided by the sum of `weight`."""
+
+    def weight(self, batch: Batch) -> int:
+        """What the batch counts, known before any forward pass."""
+        ...
+
+    def loss(self, model: Decoder, batch: Batch) -> Tensor:
+        """The summed loss of a micro-batch, a float32 scalar."""
+        ...
+
+
+class NextToken:
+    """Cross-entropy of the next token, in nats, summed over the targets that are learnt from."""
+
+    def weight(self, batch: Batch) -> int:
+        return batch.weight
+
+    def loss(self, model: Decoder, batch: Batch) -> Tensor:
+        mask = None
+        if batch.documents is not None and batch.positions is not None:
+            mask = causal_mask(batch.positions, model.config.sliding_window, batch.documents)
+        logits = model(batch.inputs, batch.positions, mask)
+        return F.cross_entropy(
+            logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+
+
+@torch.no_grad()
+def mean_loss(
+    model: Decoder, objective: Objective, batches: list[Batch], device: torch.device, dtype: torch.dtype
+) -> tuple[float, int]:
+    """The loss over these batches divided by their weight, and the weight."""
+    was_training = model.training
+    model.eval()
+    total, weight = 0.0, 0
+    for batch in batches:
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            total += float(objective.loss(model, batch.to(device)))
+        weight += objective.weight(batch)
+    model.train(was_training)
+    return total / max(weight, 1), weight
