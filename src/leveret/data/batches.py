@@ -6,7 +6,7 @@ state but the step, and a jump to any step costs nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -151,10 +151,10 @@ class Batches:
                 targets[row, :used][~learn[1 : used + 1]] = IGNORED
             if self.tell_documents:
                 self._tell(start, used, documents[row], positions[row])
-        tensors = [torch.from_numpy(a) for a in (inputs, targets)]
+        batch = Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
         if not self.tell_documents:
-            return Batch(*tensors)
-        return Batch(*tensors, torch.from_numpy(positions), torch.from_numpy(documents))
+            return batch
+        return replace(batch, positions=torch.from_numpy(positions), documents=torch.from_numpy(documents))
 
     def _tell(self, start: int, used: int, documents: IntArray, positions: IntArray) -> None:
         """Fills in which document each token of a row belongs to, and its place in it."""

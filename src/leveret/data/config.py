@@ -73,3 +73,18 @@ class ExamplesConfig(OriginConfig):
     """Fields to read an example from; `auto` takes the first format of which a row has all fields."""
     max_examples: PositiveInt | None = None
     """Read at most this many examples; without it, all."""
+
+
+class DataConfig(Config):
+    """The corpus of pretraining and how it is cut into shards and windows."""
+
+    sources: list[SourceConfig] = Field(min_length=1)
+    """Where the documents come from, one source after the other."""
+    validation_fraction: float = Field(default=0.005, ge=0, lt=1)
+    """Share of the documents, by a hash of their text, that measures the loss and is never trained on."""
+    sequence_length: int | None = Field(default=None, gt=0)
+    """Tokens of a window; without it, the model's context length."""
+    document_format: str = Field(default="{text}{eos}", pattern=r"^[^{]*(\{[be]os\})*[^{]*\{text\}.*$")
+    """What stands around each text; {bos} and {eos} are control tokens."""
+    shard_tokens: PositiveInt = 10_000_000
+    """Tokens of a shard file, but the last."""

@@ -22,11 +22,12 @@ NEAR = 0.8
 """Least Jaccard index of the instructions' content words at which two examples are near-duplicates."""
 
 FUNCTION_WORDS = frozenset(
-    (
+    re.findall(
+        r"\w+",
         "a an the this that these those of in on at to from for with by into onto as and or is are be it its all "
         "any each every my me i you your please can could would will just now then there which who what how do "
-        "does so using use"
-    ).split()
+        "does so using use",
+    )
 )
 
 
@@ -84,9 +85,9 @@ def find_leaks(train: Sequence[Example], heldout: Sequence[Example]) -> list[Lea
 def find_leaks_in_text(heldout: Sequence[Example], documents: Iterable[Document]) -> list[Leak]:
     """Held-out examples whose instruction and response both stand in one document; `train` is its number.
 
-    Both as whole words, the response outside the instruction: `verbatim` character by character, `normalised` after `normalise`. At most one leak for
-    each held-out example, the gravest, then the first, in the held-out examples' order. The documents are read
-    once, one at a time.
+    Both as whole words, the response outside the instruction: `verbatim` character by character, `normalised`
+    after `normalise`. At most one leak for each held-out example, the gravest, then the first, in the held-out
+    examples' order. The documents are read once, one at a time.
     """
     pairs = [_texts(example) for example in heldout]
     probes = _probes([normalise(instruction) for instruction, _ in pairs])
@@ -117,7 +118,8 @@ def report(
         others = sum(leak.kind == kind and not leak.same_response for leak in leaks)
         lines.append(f"  {kind:<15}{counts[kind]:>7}" + (f"  ({others} with another answer)" if others else ""))
     for leak in sorted(leaks, key=lambda leak: KINDS.index(leak.kind))[:most]:
-        lines.append(f"{leak.kind}: held-out {leak.heldout + 1}, training {leak.train + 1}")
+        answer = "" if leak.same_response else ", another answer"
+        lines.append(f"{leak.kind}: held-out {leak.heldout + 1}, training {leak.train + 1}{answer}")
         lines.append(f"  held-out  {_show(heldout[leak.heldout])}")
         lines.append(f"  training  {_show(train[leak.train])}")
     if len(leaks) > most:

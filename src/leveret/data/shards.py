@@ -146,7 +146,8 @@ def concatenated_windows(tokens: int, sequence_length: int) -> IntArray:
     lengths = np.minimum(sequence_length + 1, tokens - starts)
     whole = lengths == sequence_length + 1
     keep = whole if whole.any() else np.ones_like(whole)  # a split shorter than one window is that one window
-    return np.stack([starts, lengths], axis=1)[keep]
+    windows: IntArray = np.stack([starts, lengths], axis=1)[keep]
+    return windows
 
 
 class TokenStore:

@@ -104,6 +104,8 @@ def find_files(paths: Sequence[str], base_dir: Path) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for entry in chain.from_iterable([e] if (base_dir / e).exists() else e.split(",") for e in paths):
+        if not entry.strip():
+            raise UserError("an empty path among 'paths'; name a file, a folder or a glob")
         pattern = Path(entry.strip()).expanduser()
         path = base_dir / pattern
         if path.is_file():
@@ -244,6 +246,8 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[i
 
 
 def _unreadable(path: Path, error: Exception, after: int = 0) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path}: no such file")
     cause = " ".join(str(error).split()) or type(error).__name__
     return UserError(f"{path}: cannot be read{f' after row {after}' if after else ''} ({cause})")
 
@@ -341,3 +345,13 @@ def fingerprint(config: OriginConfig, base_dir: Path) -> str:
     """
     facts = json.dumps(source_facts(config, base_dir), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def write_text(path: Path, documents: Iterable[Document]) -> int:
+    """Writes documents into one text file, a blank line between two; returns their number."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for document in documents:
+            file.write(document.text.strip() + "\n\n")
+            count += 1
+    return count

@@ -15,7 +15,9 @@ class KeyValueCache:
     written too, and overwritten by the tokens that come after the row's real ones.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, batch: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
         shape = (config.num_hidden_layers, batch, config.kv_heads, capacity, config.head_width)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)

@@ -63,15 +63,22 @@ class Engine:
         self.device, self.dtype = weight.device, dtype or weight.dtype
         self.context = model.config.max_position_embeddings
 
-    def generate(self, prompts: Sequence[Sequence[int]], config: SamplingConfig) -> list[Completion]:
-        """Completes every prompt (token ids). Sequences are independent: each as if it were alone."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], config: SamplingConfig, *, ignore_end: bool = False
+    ) -> list[Completion]:
+        """Completes every prompt (token ids). Sequences are independent: each as if it were alone.
+
+        With ignore_end the end token is a token like others, so that a length is certain (for measuring speed).
+        """
         sequences = self._sequences(prompts, config)
+        self._end = None if ignore_end else self.tokenizer.eos_id
         for _ in self._run(sequences, config):
             pass
         return [Completion(s.text, s.tokens, s.finish or "length") for s in sequences]
 
     def stream(self, prompt: Sequence[int], config: SamplingConfig) -> Iterator[str]:
         """Yields the answer to one prompt as it comes, never half a character or part of a stop string."""
+        self._end = self.tokenizer.eos_id
         for sequence in self._run(self._sequences([prompt], config), config):
             held = 0 if sequence.finish else _held_back(sequence.text, config.stop)
             if len(sequence.text) - held > sequence.given:
@@ -140,7 +147,7 @@ class Engine:
 
     def _take(self, sequence: _Sequence, token: int, config: SamplingConfig) -> None:
         """Adds a token to a sequence, and ends it where it ends."""
-        if token == self.tokenizer.eos_id:
+        if token == self._end:
             sequence.finish = "stop"
             sequence.text += sequence.decoder.flush()
             return

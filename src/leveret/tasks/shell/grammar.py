@@ -17,14 +17,18 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib import resources
 from typing import Any
 
 import yaml
 
+from leveret.data.leaks import content_words
+
 REFERENCE = re.compile(r"\{([A-Za-z0-9_-]+(?:#\d+)?)\}")
 RANGE = re.compile(r"(\d+)-(\d+)$")
+DISTINCT = 0.5
+"""Jaccard index of content words below which a wording counts as another way of saying it."""
 OPEN_TYPE = 200
 """A slot type with at least this many values keeps some of them out of training."""
 
@@ -69,7 +73,7 @@ class Slots:
     def is_open(self, kind: str) -> bool:
         return self.capacity(kind) >= OPEN_TYPE
 
-    @lru_cache(maxsize=None)  # noqa: B019 (one instance lives as long as the program)
+    @cache  # noqa: B019 (one instance lives as long as the program)
     def capacity(self, kind: str) -> int:
         """How many values the type has, counting each alternative's product of references."""
         if bounds := RANGE.match(kind):
@@ -110,8 +114,15 @@ class Intent:
 
     @cached_property
     def new_wording(self) -> str:
-        """The wording kept out of training."""
-        return min(self.wordings, key=self._rank)
+        """The wording kept out of training: by hash, among those that share few words with each other wording."""
+        words = {w: content_words(re.sub(r"[\[\]|]", " ", w)) for w in self.wordings}
+
+        def nearest(wording: str) -> float:
+            mine = words[wording]
+            return max(len(mine & theirs) / len(mine | theirs) for w, theirs in words.items() if w != wording)
+
+        distinct = [w for w in self.wordings if nearest(w) < DISTINCT]
+        return min(distinct or self.wordings, key=self._rank if distinct else nearest)
 
     @cached_property
     def trained_wordings(self) -> tuple[str, ...]:
@@ -258,7 +269,7 @@ def load_grammar() -> Grammar:
             continue
         for entry in content:
             options = tuple(
-                Option(key, tuple(option["say"]), option["flag"])
+                Option(str(key), tuple(option["say"]), option["flag"])
                 for key, option in (entry.get("options") or {}).items()
             )
             intents.append(

@@ -1,0 +1,21 @@
+"""What a trained model is measured on."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from leveret.config import Config
+from leveret.data.config import ExamplesConfig
+
+
+class EvaluateConfig(Config):
+    """Evaluation after training. Loss, perplexity and bits per byte are always measured."""
+
+    sets: dict[str, ExamplesConfig] = {}
+    """Held-out sets, by name, whose answers must be matched exactly. The audit checks them against training."""
+    max_new_tokens: int = Field(96, gt=0)
+    """Most tokens of an answer."""
+    batch_size: int = Field(64, gt=0)
+    """Prompts answered at once."""
+    limit: int | None = Field(None, gt=0)
+    """Examples used of each set. None: all."""

@@ -1,0 +1,175 @@
+"""The recipe: one typed description of a model's whole life. YAML in, overrides applied, mistakes explained."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from leveret.config import Config
+from leveret.data.config import DataConfig
+from leveret.errors import UserError
+from leveret.evaluation.config import EvaluateConfig
+from leveret.inference.config import SamplingConfig
+from leveret.model.config import ModelConfig
+from leveret.posttraining.config import FinetuneConfig
+from leveret.tokenizer.config import TokenizerConfig
+from leveret.training.config import TrainingConfig
+
+
+class Recipe(Config):
+    """Everything that makes one model, stage by stage."""
+
+    name: str = Field(min_length=1)
+    """Name of the model, and of its run directory unless another is given."""
+    description: str = ""
+    """What it is, in a line."""
+    tokenizer: TokenizerConfig
+    """Text to token ids."""
+    data: DataConfig
+    """The corpus of pretraining."""
+    model: ModelConfig
+    """The decoder."""
+    pretrain: TrainingConfig
+    """Training from nothing on the corpus."""
+    finetune: FinetuneConfig | None = None
+    """Training on examples, if any."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """What the last stage is measured on."""
+    generation: SamplingConfig = SamplingConfig()
+    """How the model is sampled unless asked otherwise."""
+    sample_prompts: list[str] = []
+    """Prompts whose continuations are kept at every validation, in samples.md."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        context = self.model.max_position_embeddings
+        for name, length in (("data", self.sequence_length), ("finetune", self.finetune_length)):
+            if length > context:
+                raise ValueError(
+                    f"{name}.sequence_length {length} is longer than model.max_position_embeddings {context}"
+                )
+        if self.finetune is not None and self.tokenizer.template is None:
+            raise ValueError("finetune needs tokenizer.template, the name of a chat template")
+        return self
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a pretraining window."""
+        return self.data.sequence_length or self.model.max_position_embeddings
+
+    @property
+    def finetune_length(self) -> int:
+        """Tokens of a fine-tuning row."""
+        length = self.finetune.sequence_length if self.finetune else None
+        return length or self.model.max_position_embeddings
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes of the package, by name."""
+    folder = Path(str(resources.files("leveret.recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> tuple[Recipe, Path]:
+    """Reads a recipe.
+
+    Args:
+        name_or_path: a shipped recipe's name, or a YAML file.
+        overrides: ``key.key=value``, values in YAML.
+
+    Returns:
+        The recipe, and the folder that its relative paths start from.
+
+    Raises:
+        UserError: no such recipe, unreadable YAML, or something in it is wrong.
+    """
+    shipped = shipped_recipes()
+    path = Path(name_or_path)
+    if name_or_path in shipped:
+        path, base = shipped[name_or_path], Path.cwd()
+    elif path.is_file():
+        base = path.parent
+    else:
+        near = difflib.get_close_matches(name_or_path, shipped, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"shipped are {', '.join(shipped)}"
+        raise UserError(f"there is no recipe or file {name_or_path!r}; {hint}")
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a recipe: it must be a mapping with keys such as name, tokenizer, model")
+    for override in overrides or []:
+        _apply(content, override)
+    return parse_recipe(content, str(path)), base
+
+
+def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
+    """Checks a recipe's content. Raises UserError for the first thing wrong."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from None
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f"{override!r} is not an override; write key.key=value")
+    node: Any = content
+    *parents, last = key.split(".")
+    try:
+        for parent in parents:
+            node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
+    except (TypeError, ValueError, IndexError, AttributeError, yaml.YAMLError):
+        raise UserError(f"override {override!r} does not name a place in the recipe") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake in one line, with the nearest key where one is unknown."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here are {', '.join(known)}"
+        return f"unknown key {where!r}; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("missing", "value_error"):
+        return f"{where or 'recipe'}: {message}"
+    return f"{where}: {message}, not {first['input']!r}"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the config at a place of the recipe knows."""
+    schema: Any = Recipe.model_json_schema()
+    node, definitions = schema, schema["$defs"]
+    for part in location:
+        node = node["properties"][part] if isinstance(part, str) and "properties" in node else node.get("items", node)
+        options = node.get("anyOf", [node])
+        node = next((option for option in options if option.get("type") != "null"), node)
+        if isinstance(part, str) and "additionalProperties" in node:
+            continue
+        while "$ref" in node:
+            node = definitions[node["$ref"].rpartition("/")[2]]
+    return list(node.get("properties", {}))
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, every key spelt out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def digest(value: Any) -> str:
+    """A short name for a config or anything that JSON holds: equal content, equal name."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,144 @@
+"""report.md: what a run made, in tables and pictures, readable without this project."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from leveret.model.counts import count_parameters
+from leveret.recipe import Recipe
+from leveret.rundir import TRAINED, RunDir, read_json
+from leveret.tokenizer.tokenizer import Tokenizer
+
+
+def write_report(run: RunDir, recipe: Recipe) -> Any:
+    """Writes report.md from what is in the run directory; returns its path."""
+    sections = [
+        f"# {recipe.name}",
+        recipe.description,
+        _model(run, recipe),
+        _training(run),
+        _evaluation(run),
+        _audit(run),
+        _pictures(run),
+        _environment(run),
+    ]
+    path = run / "report.md"
+    path.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
+    return path
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, its first column left-aligned and the others right-aligned."""
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _model(run: RunDir, recipe: Recipe) -> str:
+    tokenizer = Tokenizer.load(run / "tokenizer")
+    model = recipe.model.with_vocabulary(tokenizer.vocab_size)
+    parameters = count_parameters(model)
+    rows = [
+        ["parameters", f"{parameters.total:,}"],
+        ["of these, embeddings", f"{parameters.embedding:,}"],
+        ["layers x width", f"{model.num_hidden_layers} x {model.hidden_size}"],
+        ["heads (key-value)", f"{model.num_attention_heads} ({model.kv_heads})"],
+        ["context", f"{model.max_position_embeddings:,} tokens"],
+        ["vocabulary", f"{tokenizer.vocab_size:,} ({recipe.tokenizer.kind})"],
+    ]
+    return "## Model\n\n" + table(["", ""], rows)
+
+
+def _training(run: RunDir) -> str:
+    stages = run.state()["stages"]
+    rows = []
+    for name in TRAINED:
+        if (summary := read_json(run / name / "summary.json")) and stages.get(name, {}).get("finished"):
+            loss = summary["final_validation_loss"]
+            memory = summary["peak_memory_bytes"]
+            rows.append(
+                [
+                    name,
+                    f"{summary['steps']:,}",
+                    f"{summary['tokens']:,}",
+                    f"{summary['epochs']:.2f}",
+                    f"{summary['train_seconds']:.0f}",
+                    f"{summary['tokens_per_second']:,.0f}",
+                    f"{summary['mfu']:.0%}",
+                    "" if memory is None else f"{memory / 2**30:.2f}",
+                    "" if loss is None else f"{loss:.4f}",
+                ]
+            )
+    header = ["stage", "steps", "tokens", "epochs", "seconds", "tokens/s", "MFU", "peak GiB", "validation loss"]
+    note = (
+        "MFU: share of the device's measured or published matrix-product rate. Seconds are those of the training steps."
+    )
+    return f"## Training\n\n{table(header, rows)}\n\n{note}" if rows else ""
+
+
+def _evaluation(run: RunDir) -> str:
+    results = read_json(run / run.last_trained() / "evaluation" / "results.json")
+    if not results:
+        return ""
+    loss = results["loss"]
+    parts = ["## Evaluation"]
+    if loss:
+        text = f"Validation loss {loss['loss']:.4f} nats a token, perplexity {loss['perplexity']:.2f}"
+        if "bits_per_byte" in loss:
+            text += f", {loss['bits_per_byte']:.4f} bits a byte"
+        parts.append(f"{text}, over {loss['tokens']:,} held-out tokens of {results['stage']}'s data.")
+    rows, failures = [], []
+    for name, figures in results["sets"].items():
+        low, high = figures["interval_95"]
+        rows.append(
+            [
+                name,
+                str(figures["examples"]),
+                str(figures["correct"]),
+                f"{figures['accuracy']:.1%}",
+                f"{low:.1%} to {high:.1%}",
+                f"{figures['ended_by_itself'] / figures['examples']:.1%}",
+            ]
+        )
+        for category, counts in figures["by_category"].items():
+            share = 1 - counts["failed"] / counts["examples"]
+            failures.append([f"{name}: {category}", str(counts["examples"]), str(counts["failed"]), f"{share:.1%}"])
+    if rows:
+        header = ["held-out set", "examples", "exact", "accuracy", "95% interval", "ended by itself"]
+        parts += [
+            table(header, rows),
+            "Greedy decoding; an answer counts if it is the expected one but for white space.",
+        ]
+        parts += ["### By kind of command", table(["set: kind", "examples", "failed", "exact"], failures)]
+    return "\n\n".join(parts)
+
+
+def _audit(run: RunDir) -> str:
+    facts = read_json(run / "audit.json")
+    if not facts:
+        return ""
+    leaks = sum(len(found) for found in facts["leaks"].values())
+    held_out = ", ".join(f"{name} {count}" for name, count in facts["held_out"].items())
+    return (
+        f"## Audit\n\n{leaks} held-out examples leak. Compared word for word, normalised, and as near-duplicates: "
+        f"{held_out}; against {facts['training_examples']:,} training examples and every document of pretraining."
+    )
+
+
+def _pictures(run: RunDir) -> str:
+    lines = [
+        f"![{name}: {picture.stem}]({picture.relative_to(run.path)})"
+        for name in TRAINED
+        for picture in sorted((run / name / "plots").glob("*.png"))
+    ]
+    return "## Curves\n\n" + "\n".join(lines) if lines else ""
+
+
+def _environment(run: RunDir) -> str:
+    facts = read_json(run / "environment.json") or {}
+    stages = run.state()["stages"]
+    seconds = {name: entry["seconds"] for name, entry in stages.items() if entry["seconds"] is not None}
+    spent = table(["stage", "seconds"], [[name, f"{value:.1f}"] for name, value in seconds.items()])
+    machine = ", ".join(
+        f"{key} {facts[key]}" for key in ("device_name", "cpu_cores", "threads", "torch") if key in facts
+    )
+    return f"## Time and machine\n\n{spent}\n\n{machine}."

@@ -1,0 +1,320 @@
+"""The stages of a recipe, in order.
+
+    tokenizer -> prepare -> audit -> pretrain -> finetune -> evaluate -> report
+
+Each stage says which inputs it is made from. A stage that is done with these very inputs is not done again; one whose
+inputs changed is stale, and is done again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from leveret.data.config import ExamplesConfig, OriginConfig
+from leveret.data.examples import Example, examples
+from leveret.data.prepare import prepare_documents
+from leveret.data.shards import TokenStore
+from leveret.data.sources import Document, documents, fingerprint, source_facts
+from leveret.errors import UserError
+from leveret.recipe import Recipe, digest, to_yaml
+from leveret.rundir import RunDir, find_run, read_json, write_json
+from leveret.tasks import generators
+from leveret.tokenizer.tokenizer import Tokenizer
+from leveret.training.config import TrainingConfig
+
+HARMLESS = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_last"}
+"""Keys of training that change no weight: another value does not make a stage stale."""
+
+
+def cache_dir() -> Path:
+    """Where token shards live, under names made from their content's origin: $LEVERET_CACHE or ~/.cache/leveret."""
+    return Path(os.environ.get("LEVERET_CACHE") or Path.home() / ".cache" / "leveret")
+
+
+class Run:
+    """A recipe at work in a run directory.
+
+    Args:
+        recipe: what to do.
+        base_dir: where the recipe's relative paths start from.
+        run_dir: where everything goes.
+        console: where progress is shown.
+        device: "auto" or a torch device.
+        copy_data: keep the shards inside the run directory instead of the cache.
+        start_from: fine-tune from this run's weights (RUN[/STAGE][@STEP]) instead of pretraining.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        base_dir: Path,
+        run_dir: Path,
+        console: Console,
+        device: str = "auto",
+        copy_data: bool = False,
+        start_from: str | None = None,
+    ) -> None:
+        self.recipe, self.base_dir, self.console = recipe, base_dir, console
+        self.run = RunDir(run_dir)
+        self.device = device
+        self.copy_data = copy_data
+        self.start_from = start_from
+        self.stages: dict[str, Callable[[], None]] = {
+            "tokenizer": self.tokenizer,
+            "prepare": self.prepare,
+            "audit": self.audit,
+            "pretrain": self.pretrain,
+            "finetune": self.finetune,
+            "evaluate": self.evaluate,
+            "report": self.report,
+        }
+
+    def upto(self, last: str = "report") -> None:
+        """Does every stage up to this one that is not already done."""
+        self._check_sizes()
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        (self.run / "recipe.yaml").write_text(to_yaml(self.recipe), encoding="utf-8")
+        for name, stage in self.stages.items():
+            stage()
+            if name == last:
+                return
+
+    def _stage(self, name: str, inputs: dict[str, str], do: Callable[[], object]) -> None:
+        """Does a stage unless it is done with these inputs; sets a stale one aside first."""
+        if self.run.is_done(name, inputs):
+            self.console.print(f"{name}: already done", style="dim")
+            return
+        if reason := self.run.why_stale(name, inputs):
+            self.console.print(f"{name}: stale, because {reason}; doing it again")
+            self.run.set_aside(name)
+        self.run.begin(name, inputs)
+        started = time.monotonic()
+        do()
+        self.run.finish(name, inputs, time.monotonic() - started)
+
+    def _check_sizes(self) -> None:
+        """What can be known to be impossible before any work starts."""
+        wanted, trained = self.recipe.model.vocab_size, self.recipe.tokenizer.vocab_size
+        if wanted is not None and trained is not None and wanted < trained:
+            raise UserError(f"model.vocab_size {wanted} is smaller than tokenizer.vocab_size {trained}")
+
+    # -- tokenizer ------------------------------------------------------------------------------------------------
+
+    def corpus(self) -> Iterator[Document]:
+        return corpus_of(self.recipe, self.base_dir)
+
+    def _id_of(self, sources: Iterable[OriginConfig]) -> str:
+        """A name for the content of these sources."""
+        return digest([source_id(source, self.base_dir) for source in sources])
+
+    def tokenizer(self) -> None:
+        from leveret.tokenizer.load import load_tokenizer
+        from leveret.tokenizer.train import train_tokenizer
+
+        config = self.recipe.tokenizer
+        if self.start_from is not None:
+            self._take_tokenizer(self.start_from)
+            return
+        inputs = {"the tokenizer's recipe": digest(config)} | (
+            {"the corpus": self._id_of(self.recipe.data.sources)} if config.trained else {}
+        )
+
+        def do() -> None:
+            if config.trained:
+                self.console.print(f"tokenizer: training {config.kind} with {config.vocab_size} entries")
+                made = train_tokenizer(config, (document.text for document in self.corpus()))
+            else:
+                made = load_tokenizer(config, self.base_dir)
+            made.save(self.run / "tokenizer", model_max_length=self.recipe.model.max_position_embeddings)
+
+        self._stage("tokenizer", inputs, do)
+
+    def _take_tokenizer(self, reference: str) -> None:
+        """Fine-tuning another run's weights takes its tokenizer too."""
+        other, _, _ = find_run(reference)
+        inputs = {"the base run's tokenizer": Tokenizer.load(other / "tokenizer").content_hash}
+        copy = lambda: shutil.copytree(other / "tokenizer", self.run / "tokenizer", dirs_exist_ok=True)  # noqa: E731
+        self._stage("tokenizer", inputs, copy)
+
+    def load_tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.run / "tokenizer")
+
+    # -- data -----------------------------------------------------------------------------------------------------
+
+    def examples_of(self, sources: Iterable[ExamplesConfig]) -> Iterator[Example]:
+        return chain.from_iterable(examples(source, self.base_dir, generators.EXAMPLES) for source in sources)
+
+    def _shards(self, label: str, key: dict[str, Any], write: Callable[[Path], Any]) -> Path:
+        """The folder of shards that this key names, written if it is not there."""
+        folder = (self.run / "shards" if self.copy_data else cache_dir() / "shards") / f"{label}-{digest(key)}"
+        if not (folder / "manifest.json").is_file():
+            self.console.print(f"prepare: writing {label} shards")
+            write(folder)
+        return folder
+
+    def prepare(self) -> None:
+        recipe, tokenizer = self.recipe, self.load_tokenizer()
+        corpus = {
+            "tokenizer": tokenizer.content_hash,
+            "data": recipe.data.model_dump(mode="json"),
+            "length": recipe.sequence_length,
+            "sources": self._id_of(self.recipe.data.sources),
+        }
+        inputs = {"the tokenizer": tokenizer.content_hash, "the data": digest(corpus), "its place": str(self.copy_data)}
+        tuning: dict[str, Any] | None = None
+        if recipe.finetune is not None:
+            tuning = {
+                "tokenizer": tokenizer.content_hash,
+                "examples": [source.model_dump(mode="json") for source in recipe.finetune.examples],
+                "sources": self._id_of(recipe.finetune.examples),
+                "length": recipe.finetune_length,
+                "validation": recipe.finetune.validation_fraction,
+            }
+            inputs["the examples"] = digest(tuning)
+
+        def do() -> None:
+            facts = {"tokenizer": tokenizer.content_hash}
+            sources = [source_facts(source, self.base_dir) for source in recipe.data.sources]
+            places = {
+                "pretrain": self._shards(
+                    "pretrain",
+                    corpus,
+                    lambda folder: prepare_documents(
+                        self.corpus(),
+                        tokenizer,
+                        recipe.data,
+                        recipe.sequence_length,
+                        folder,
+                        facts | {"sources": sources},
+                    ),
+                )
+            }
+            if recipe.finetune is not None:
+                places["finetune"] = self._shards(
+                    "finetune", tuning or {}, lambda folder: self._pack(tokenizer, folder)
+                )
+            write_json(self.run / "data.json", {name: self._place(folder) for name, folder in places.items()})
+
+        if not self._shards_are_there():
+            self.run.begin("prepare", inputs)
+        self._stage("prepare", inputs, do)
+
+    def _pack(self, tokenizer: Tokenizer, folder: Path) -> None:
+        from leveret.posttraining.packing import write_examples_as_shards
+
+        finetune = self.recipe.finetune
+        assert finetune is not None
+        facts = {
+            "tokenizer": tokenizer.content_hash,
+            "sources": [source_facts(source, self.base_dir) for source in finetune.examples],
+        }
+        found = self.examples_of(finetune.examples)
+        length, fraction = self.recipe.finetune_length, finetune.validation_fraction
+        counts = write_examples_as_shards(found, tokenizer, folder, length, fraction, facts)
+        if counts["too_long"]:
+            self.console.print(f"prepare: left out {counts['too_long']} examples longer than {length} tokens")
+
+    def _place(self, folder: Path) -> str:
+        """How data.json names a folder: relative if it is inside the run."""
+        return str(folder.relative_to(self.run.path)) if self.copy_data else str(folder)
+
+    def _shards_are_there(self) -> bool:
+        places = read_json(self.run / "data.json") or {}
+        return all((self.run / place / "manifest.json").is_file() for place in places.values())
+
+    def store(self, stage: str) -> TokenStore:
+        """The shards of a stage."""
+        places = read_json(self.run / "data.json") or {}
+        if stage not in places:
+            raise UserError(f"{self.run.path} has no data for {stage} yet; run `leveret prepare` first")
+        return TokenStore(self.run / places[stage], self.load_tokenizer().content_hash)
+
+    # -- audit ----------------------------------------------------------------------------------------------------
+
+    def audit(self) -> None:
+        """Refuses to go on when a held-out example stands in what is trained on."""
+        from leveret.audit import audit_recipe
+
+        recipe = self.recipe
+        if not recipe.evaluate.sets:
+            return
+        finetune = recipe.finetune.examples if recipe.finetune else []
+        every = [*recipe.data.sources, *finetune, *recipe.evaluate.sets.values()]
+        inputs = {"the data or the held-out sets": self._id_of(every)}
+
+        def do() -> None:
+            held_out = {name: list(self.examples_of([source])) for name, source in recipe.evaluate.sets.items()}
+            result = audit_recipe(list(self.examples_of(finetune)), self.corpus(), held_out)
+            write_json(self.run / "audit.json", result.facts)
+            self.console.print(f"audit: {result.summary}")
+            if result.leaks:
+                raise UserError(
+                    f"{result.leaks} held-out examples leak into training: {self.run / 'audit.json'} names them"
+                )
+
+        self._stage("audit", inputs, do)
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def pretrain(self) -> None:
+        from leveret.stages import run_pretraining
+
+        if self.start_from is None:
+            inputs = {
+                "the model": digest(self.recipe.model),
+                "the data": digest(self.store("pretrain").manifest),
+                "pretrain's recipe": training_id(self.recipe.pretrain),
+            }
+            self._stage("pretrain", inputs, lambda: run_pretraining(self))
+
+    def finetune(self) -> None:
+        from leveret.stages import base_checkpoint, run_finetuning
+
+        if self.recipe.finetune is not None:
+            base = base_checkpoint(self)
+            inputs = {
+                "the base model": base.weights_sha256,
+                "the examples": digest(self.store("finetune").manifest),
+                "finetune's recipe": training_id(self.recipe.finetune),
+            }
+            self._stage("finetune", inputs, lambda: run_finetuning(self, base))
+
+    def evaluate(self) -> None:
+        from leveret.api import load_model
+        from leveret.stages import evaluate_run
+
+        stage = self.run.last_trained()
+        model = load_model(f"{self.run.path}/{stage}", self.device)
+        inputs = {"the model": model.weights_sha256, "evaluate's recipe": digest(self.recipe.evaluate)}
+        inputs["the held-out sets"] = self._id_of(self.recipe.evaluate.sets.values())
+        self._stage("evaluate", inputs, lambda: evaluate_run(self, model, self.recipe.evaluate))
+
+    def report(self) -> None:
+        from leveret.report import write_report
+
+        path = write_report(self.run, self.recipe)
+        self.console.print(f"report: {path}")
+
+
+def training_id(config: TrainingConfig) -> str:
+    """A digest of the keys that decide the weights."""
+    return digest({key: value for key, value in config.model_dump(mode="json").items() if key not in HARMLESS})
+
+
+def corpus_of(recipe: Recipe, base_dir: Path) -> Iterator[Document]:
+    """The documents of a recipe's pretraining, source after source."""
+    return chain.from_iterable(documents(source, base_dir, generators.DOCUMENTS) for source in recipe.data.sources)
+
+
+def source_id(source: OriginConfig, base_dir: Path) -> str:
+    """A name for a source's content; for a generated one its generator's version is part of it."""
+    version = generators.version() if source.kind == "generated" else ""
+    return fingerprint(source, base_dir) + version

@@ -1,0 +1,118 @@
+"""The run directory: paths, state, what is done and what is stale.
+
+    RUN/  recipe.yaml  environment.json  state.json  tokenizer/  data.json  audit.json  report.md
+          pretrain/ finetune/ ...
+              checkpoints/  metrics.jsonl  metrics.csv  summary.json  plots/  samples.md  evaluation/
+
+state.json says for every stage which inputs it was made from; other inputs make it stale.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from leveret.errors import UserError
+
+FORMAT_VERSION = 1
+TRAINED = ("pretrain", "finetune")
+"""The stages that leave checkpoints, in order."""
+
+
+class RunDir:
+    """One run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def state(self) -> dict[str, Any]:
+        """What is known of each stage: {"stages": {name: {"inputs", "finished", "seconds"}}}."""
+        state = read_json(self / "state.json") or {"format_version": FORMAT_VERSION, "stages": {}}
+        if state["format_version"] != FORMAT_VERSION:
+            raise UserError(f"{self.path} was written by another version of Leveret; use a new --run-dir")
+        return state
+
+    def why_stale(self, stage: str, inputs: dict[str, str]) -> str | None:
+        """Why a stage must be done again, in a few words; None if it was never begun or has these very inputs."""
+        known = self.state()["stages"].get(stage)
+        if known is None or known["inputs"] == inputs:
+            return None
+        before = known["inputs"]
+        changed = [key for key in sorted(before | inputs) if before.get(key) != inputs.get(key)]
+        return f"{', '.join(changed)} changed"
+
+    def is_done(self, stage: str, inputs: dict[str, str]) -> bool:
+        known = self.state()["stages"].get(stage)
+        return known is not None and known["inputs"] == inputs and known["finished"] is not None
+
+    def begin(self, stage: str, inputs: dict[str, str]) -> None:
+        self._record(stage, {"inputs": inputs, "finished": None, "seconds": None})
+
+    def finish(self, stage: str, inputs: dict[str, str], seconds: float) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._record(stage, {"inputs": inputs, "finished": now, "seconds": round(seconds, 2)})
+
+    def _record(self, stage: str, entry: dict[str, Any]) -> None:
+        state = self.state()
+        state["stages"][stage] = entry
+        write_json(self / "state.json", state)
+
+    def set_aside(self, stage: str) -> None:
+        """Moves what a stale stage left to STAGE.stale, where one earlier attempt is kept."""
+        folder, aside = self / stage, self / f"{stage}.stale"
+        if folder.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+
+    def last_trained(self) -> str:
+        """The last finished stage that left a model.
+
+        Raises:
+            UserError: there is none.
+        """
+        stages = self.state()["stages"]
+        for stage in reversed(TRAINED):
+            if stages.get(stage, {}).get("finished"):
+                return stage
+        raise UserError(f"{self.path} has no finished stage with a model yet; run `leveret run` on its recipe")
+
+
+def find_run(reference: str) -> tuple[RunDir, str | None, int | None]:
+    """Takes RUN, RUN/STAGE or RUN/STAGE@STEP apart; RUN is a directory, or a name under runs/.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    text, _, step = reference.partition("@")
+    if step and not step.isdigit():
+        raise UserError(f"{reference!r}: the step after @ must be a number")
+    path, stage = Path(text), None
+    if path.name in TRAINED:
+        path, stage = path.parent, path.name
+    for candidate in (path, Path("runs") / path):
+        if (candidate / "recipe.yaml").is_file():
+            return RunDir(candidate), stage, int(step) if step else None
+    raise UserError(f"there is no run {text!r} here or under runs/; `leveret run RECIPE` makes one")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, None if there is none."""
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a JSON file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)

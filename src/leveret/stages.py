@@ -1,0 +1,186 @@
+"""What the training and evaluation stages of a run do: puts model, data and objective together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from leveret.api import LoadedModel, load_model
+from leveret.data.batches import Batches
+from leveret.data.config import ExamplesConfig
+from leveret.data.shards import TokenStore
+from leveret.errors import UserError
+from leveret.evaluation.config import EvaluateConfig
+from leveret.evaluation.exact_match import exact_match, write_rows
+from leveret.evaluation.loss import held_out_loss
+from leveret.hardware.device import environment, pick_device
+from leveret.inference.config import SamplingConfig
+from leveret.inference.engine import Engine
+from leveret.model.decoder import Decoder
+from leveret.run import Run
+from leveret.rundir import find_run, write_json
+from leveret.tokenizer.tokenizer import Tokenizer
+from leveret.training.checkpoint import Checkpoint, find_checkpoint
+from leveret.training.config import TrainingConfig
+from leveret.training.loop import Trainer, train
+from leveret.training.objective import NextToken
+
+
+def new_model(run: Run, tokenizer: Tokenizer, seed: int, device: torch.device) -> Decoder:
+    """The recipe's decoder with fresh weights."""
+    config = run.recipe.model.with_vocabulary(tokenizer.vocab_size)
+    if config.vocabulary < tokenizer.vocab_size:
+        raise UserError(f"model.vocab_size {config.vocabulary} is smaller than the tokenizer's {tokenizer.vocab_size}")
+    torch.manual_seed(seed)
+    return Decoder(config).to(device)
+
+
+def make_batches(store: TokenStore, config: TrainingConfig, length: int, pad: int) -> tuple[Batches, Batches | None]:
+    """The batches to train on and, where the data has a validation split, those to validate on."""
+
+    def of(split: str) -> Batches:
+        return Batches(store.split(split), config.batch_size, length, config.seed, pad, config.document_mask)
+
+    return of("train"), of("validation") if "validation" in store.manifest["splits"] else None
+
+
+def run_pretraining(run: Run) -> None:
+    """Trains the recipe's model from nothing."""
+    device, tokenizer = pick_device(run.device), run.load_tokenizer()
+    model = new_model(run, tokenizer, run.recipe.pretrain.seed, device)
+    _train(run, "pretrain", model, run.recipe.pretrain, run.recipe.sequence_length, device, tokenizer)
+
+
+def base_checkpoint(run: Run) -> Checkpoint:
+    """What fine-tuning starts from: the run named by --from, else this run's own base model."""
+    if run.start_from is None:
+        found = find_checkpoint(run.run / "pretrain" / "checkpoints")
+    else:
+        other, stage, step = find_run(run.start_from)
+        found = find_checkpoint(other / (stage or other.last_trained()) / "checkpoints", step)
+    if found is None:
+        raise UserError(f"there is no checkpoint to fine-tune in {run.start_from or run.run.path}; pretrain first")
+    return found
+
+
+def run_finetuning(run: Run, base: Checkpoint) -> None:
+    """Trains the base model on the recipe's examples. Their rows always keep documents apart."""
+    config = run.recipe.finetune
+    assert config is not None
+    device, tokenizer = pick_device(run.device), run.load_tokenizer()
+    model = new_model(run, tokenizer, config.seed, device)
+    model.load_state_dict(base.weights(model.config))
+    masked = config.model_copy(update={"document_mask": True})
+    _train(run, "finetune", model, masked, run.recipe.finetune_length, device, tokenizer)
+
+
+def _train(
+    run: Run,
+    stage: str,
+    model: Decoder,
+    config: TrainingConfig,
+    length: int,
+    device: torch.device,
+    tokenizer: Tokenizer,
+) -> None:
+    batches, validation = make_batches(run.store(stage), config, length, tokenizer.pad_id or 0)
+    folder = run.run / stage
+    trainer = Trainer(
+        label=stage,
+        model=model,
+        objective=NextToken(),
+        batches=batches,
+        validation=validation,
+        config=config,
+        folder=folder,
+        device=device,
+        console=run.console,
+        probe=lambda step, trained: write_samples(run, trained, tokenizer, folder / "samples.md", step),
+    )
+    write_json(run.run / "environment.json", environment(device))
+    write_json(folder / "summary.json", train(trainer))
+
+
+def write_samples(run: Run, model: Decoder, tokenizer: Tokenizer, path: Path, step: int) -> dict[str, Any]:
+    """Appends greedy continuations of the recipe's prompts to samples.md."""
+    if run.recipe.sample_prompts:
+        model.eval()
+        engine = Engine(model, tokenizer)
+        config = SamplingConfig(max_new_tokens=48)
+        prompts = run.recipe.sample_prompts
+        answers = engine.generate([tokenizer.encode(prompt) for prompt in prompts], config)
+        model.train()
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"## Step {step}\n\n")
+            for prompt, answer in zip(prompts, answers, strict=True):
+                file.write(f"```text\n{prompt}{answer.text}\n```\n\n")
+    return {}
+
+
+def evaluate_run(run: Run, loaded: LoadedModel, config: EvaluateConfig) -> dict[str, Any]:
+    """Loss on the stage's validation split and exact match on every held-out set; writes evaluation/ of the stage."""
+    folder = run.run / loaded.stage / "evaluation"
+    results: dict[str, Any] = {
+        "format_version": 1,
+        "stage": loaded.stage,
+        "step": loaded.step,
+        "weights_sha256": loaded.weights_sha256,
+        "protocol": {
+            "decoding": "greedy, float32",
+            "max_new_tokens": config.max_new_tokens,
+            "match": "exact after collapsing white space",
+            "limit": config.limit,
+        },
+        "loss": _losses(run, loaded),
+        "sets": {},
+    }
+    for name, source in config.sets.items():
+        examples = list(run.examples_of([source]))[: config.limit]
+        figures, rows = exact_match(loaded.engine, examples, config.max_new_tokens, config.batch_size)
+        results["sets"][name] = figures
+        write_rows(folder / f"{name}.jsonl", rows)
+        low, high = figures["interval_95"]
+        run.console.print(
+            f"evaluate: {name}: {figures['correct']} of {figures['examples']} exact, "
+            f"{figures['accuracy']:.1%} (95%: {low:.1%} to {high:.1%})",
+            highlight=False,
+        )
+    write_json(folder / "results.json", results)
+    return results
+
+
+def _losses(run: Run, loaded: LoadedModel) -> dict[str, Any]:
+    """Held-out loss of the stage's own data, measured over the whole validation split."""
+    recipe = run.recipe
+    config = recipe.pretrain if loaded.stage == "pretrain" or recipe.finetune is None else recipe.finetune
+    length = recipe.sequence_length if loaded.stage == "pretrain" else recipe.finetune_length
+    if loaded.stage != "pretrain":
+        config = config.model_copy(update={"document_mask": True})
+    _, validation = make_batches(run.store(loaded.stage), config, length, loaded.tokenizer.pad_id or 0)
+    if validation is None:
+        return {}
+    return held_out_loss(loaded.engine.model, validation, loaded.engine.device)
+
+
+def evaluate_reference(
+    reference: str, limit: int | None, examples: str | None, output: Path | None, device: str
+) -> dict[str, Any]:
+    """`leveret evaluate`: the recipe's sets, or one file of examples, with the model that `reference` names."""
+    loaded = load_model(reference, device)
+    run = Run(loaded.recipe, Path.cwd(), loaded.run.path, Console(stderr=True), device)
+    config = loaded.recipe.evaluate.model_copy(update={"limit": limit or loaded.recipe.evaluate.limit})
+    if examples is None and output is None:
+        return evaluate_run(run, loaded, config)
+    sets = {"examples": ExamplesConfig(paths=[examples])} if examples else config.sets
+    figures: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    for name, source in sets.items():
+        chosen = list(run.examples_of([source]))[: config.limit]
+        figures[name], answered = exact_match(loaded.engine, chosen, config.max_new_tokens, config.batch_size)
+        rows += [{"set": name} | row for row in answered]
+    if output is not None:
+        write_rows(output, rows)
+    return figures

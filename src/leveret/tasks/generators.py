@@ -1,0 +1,66 @@
+"""The generators that recipes name: documents for pretraining, examples for fine-tuning and evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from leveret.config import Config
+from leveret.data.examples import Example, one_turn
+from leveret.data.sources import Document
+from leveret.errors import UserError
+from leveret.tasks.arithmetic import ArithmeticOptions, as_documents, as_pairs
+from leveret.tasks.shell.lessons import LessonOptions, lessons
+from leveret.tasks.shell.pairs import ShellOptions, pairs
+
+
+@lru_cache(maxsize=1)
+def version() -> str:
+    """A hash of everything under tasks/: a changed generator makes other data."""
+    folder = Path(__file__).parent
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".yaml"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+Options = TypeVar("Options", bound=Config)
+
+
+def _checked(kind: type[Options], given: dict[str, Any], name: str) -> Options:
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = ", ".join(kind.model_fields)
+        raise UserError(f"generator {name}: {first['loc'][0]}: {first['msg']}; its options are {known}") from None
+
+
+def _shell(**options: Any) -> Iterator[Example]:
+    for pair in pairs(_checked(ShellOptions, options, "shell")):
+        yield one_turn(pair.instruction, pair.command, "shell", {"intent": pair.intent, "shell": pair.shell})
+
+
+def _arithmetic(**options: Any) -> Iterator[Example]:
+    for prompt, answer in as_pairs(_checked(ArithmeticOptions, options, "arithmetic")):
+        yield one_turn(prompt, answer, "arithmetic")
+
+
+def _shell_lessons(**options: Any) -> Iterator[Document]:
+    for text in lessons(_checked(LessonOptions, options, "shell-lessons")):
+        yield Document(text, "shell-lessons")
+
+
+def _arithmetic_lines(**options: Any) -> Iterator[Document]:
+    for text in as_documents(_checked(ArithmeticOptions, options, "arithmetic")):
+        yield Document(text, "arithmetic")
+
+
+EXAMPLES: Mapping[str, Callable[..., Iterable[Example]]] = {"shell": _shell, "arithmetic": _arithmetic}
+DOCUMENTS: Mapping[str, Callable[..., Iterable[Document]]] = {
+    "shell-lessons": _shell_lessons,
+    "arithmetic": _arithmetic_lines,
+}

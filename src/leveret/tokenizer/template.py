@@ -1,0 +1,196 @@
+"""Chat templates: messages to ids, with what the assistant said marked for learning.
+
+messages -> text of special tokens inside them hidden -> Jinja -> cut at the template's own special tokens
+         -> each run of text encoded whole, as plain text -> ids, and a flag per id
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from leveret.errors import UserError
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from leveret.tokenizer.tokenizer import Tokenizer
+
+TEMPLATES = Path(__file__).parent / "templates"
+# Where a generation block begins and ends in the rendered text: noncharacters, which no text should hold.
+BEGIN, END = "\U0010fffe", "\U0010ffff"
+PRIVATE_USE = range(0xE000, 0xF900)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as the model reads it."""
+
+    ids: list[int]
+    """Token ids."""
+    learn: list[bool]
+    """For each id, whether the assistant wrote it (its content and end token)."""
+
+
+def template_names() -> list[str]:
+    """The names of the shipped templates."""
+    return sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
+
+
+def template_text(name: str | None) -> str | None:
+    """The Jinja text of a shipped template; None for None. Raises UserError for an unknown name."""
+    if name is None:
+        return None
+    if name not in template_names():
+        raise UserError(f"no chat template '{name}'; choose one of {', '.join(template_names())}")
+    return (TEMPLATES / f"{name}.jinja").read_text("utf-8").removesuffix("\n")
+
+
+def render(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+) -> Rendered:
+    """Ids of `messages` ({"role", "content"} each) under the tokenizer's chat template, and which to learn.
+
+    Equal to transformers' apply_chat_template, but that the text of special tokens inside messages stays text.
+    Raises UserError when there is no template or it refuses the messages.
+    """
+    if tokenizer.chat_template is None:
+        raise UserError("the tokenizer has no chat template; set tokenizer.template (command, chatml, ...)")
+    marks = re.compile("|".join(re.escape(t) for t in _longest_first([*tokenizer.special_tokens, BEGIN, END])))
+    hider = _Hider(marks, json.dumps([dict(m) for m in messages], ensure_ascii=False, default=str))
+    roles = {role: token for role, token in asdict(tokenizer.roles).items() if token is not None}
+    text = _render_text(
+        tokenizer.chat_template,
+        messages=[hider.hide(dict(message)) for message in messages],
+        add_generation_prompt=add_generation_prompt,
+        **roles,
+    )
+    return _encode_rendered(tokenizer, text, marks, hider)
+
+
+def sample_text(template: str) -> str:
+    """The text of a short conversation under `template`, for comparing tokenizers."""
+    roles = {"bos_token": "<s>", "eos_token": "</s>"}
+    said = ["Be brief.", " liste les fichiers ⚠️ plus vieux que 30 jours ", "find . -mtime +30", "ok", ""]
+    messages = [
+        {"role": role, "content": content}
+        for role, content in zip(["system", "user", "assistant", "user", "assistant"], said, strict=True)
+    ]
+    text = _render_text(template, messages=messages, add_generation_prompt=True, **roles)
+    return text.replace(BEGIN, "").replace(END, "")
+
+
+class _Hider:
+    """Puts numbered place-holders for the special text in messages, and takes them out again."""
+
+    def __init__(self, marks: re.Pattern[str], everything: str) -> None:
+        self._marks = marks
+        self._fence = next(chr(code) for code in PRIVATE_USE if chr(code) not in everything)
+        self._hidden: list[str] = []
+
+    def hide(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._marks.sub(self._place_holder, value)
+        if isinstance(value, Mapping):
+            return {key: self.hide(item) for key, item in value.items()}
+        return [self.hide(item) for item in value] if isinstance(value, list) else value
+
+    def _place_holder(self, match: re.Match[str]) -> str:
+        self._hidden.append(match[0])
+        return f"{self._fence}{len(self._hidden) - 1}{self._fence}"
+
+    def show(self, text: str) -> str:
+        return re.sub(f"{self._fence}([0-9]+){self._fence}", lambda m: self._hidden[int(m[1])], text)
+
+
+def _encode_rendered(tokenizer: Tokenizer, text: str, marks: re.Pattern[str], hider: _Hider) -> Rendered:
+    ids: list[int] = []
+    learn: list[bool] = []
+    inside = False
+    run = ""  # text since the last special token
+    spans: list[tuple[int, int]] = []  # where in it the assistant speaks
+
+    def end_run() -> None:
+        nonlocal run, spans
+        if run:
+            run_ids, run_learn = _encode_run(tokenizer, run, spans)
+            ids.extend(run_ids)
+            learn.extend(run_learn)
+        run, spans = "", []
+
+    position = 0
+    for match in [*marks.finditer(text), None]:
+        part = hider.show(text[position : match.start() if match else len(text)])
+        if inside and part:
+            spans.append((len(run), len(run) + len(part)))
+        run += part
+        if match is None:
+            break
+        position = match.end()
+        if match[0] in (BEGIN, END):
+            inside = match[0] == BEGIN
+        else:
+            end_run()
+            ids.append(tokenizer.special_tokens[match[0]])
+            learn.append(inside)
+    end_run()
+    return Rendered(ids, learn)
+
+
+def _encode_run(tokenizer: Tokenizer, run: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+    """Encode a run whole, so that tokens come out as they do in transformers; learn those that touch a span."""
+    if not spans or spans == [(0, len(run))]:
+        ids = tokenizer.encode(run)
+        return ids, [bool(spans)] * len(ids)
+    ids, offsets = tokenizer.encode_with_offsets(run)
+    return ids, [any(start < b and a < end for a, b in spans) for start, end in offsets]
+
+
+def _longest_first(tokens: list[str]) -> list[str]:
+    return sorted(tokens, key=lambda token: (-len(token), token))
+
+
+def _render_text(template: str, **values: Any) -> str:
+    import jinja2
+
+    try:
+        return _compiled(template).render(**values)
+    except jinja2.TemplateError as error:
+        raise UserError(f"the chat template refuses the messages: {error}") from None
+
+
+@lru_cache(maxsize=16)
+def _compiled(template: str) -> jinja2.Template:
+    """The template in a sandbox (it may come from the hub), with the names that transformers gives templates."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}...{% endgeneration %}` becomes BEGIN...END."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            begin, end = (nodes.Output([nodes.TemplateData(mark)]).set_lineno(line) for mark in (BEGIN, END))
+            return [begin, *body, end]
+
+    def refuse(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    return environment.from_string(template)

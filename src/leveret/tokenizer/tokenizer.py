@@ -1,0 +1,240 @@
+"""The tokenizer of a run: tokenizer.json, the roles of its special tokens, and a chat template."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leveret.errors import UserError
+from leveret.tokenizer.fast import LONGEST_TEXT, tiktoken_twin
+from leveret.tokenizer.pieces import piece_bytes
+
+if TYPE_CHECKING:
+    pass
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SpecialRoles:
+    """The texts of the special tokens that have a role."""
+
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    unk_token: str | None = None
+
+
+class Tokenizer:
+    """Text to ids and back. Immutable; made by `train_tokenizer`, `load_tokenizer` or `Tokenizer.load`."""
+
+    def __init__(self, definition: str, roles: SpecialRoles, chat_template: str | None = None) -> None:
+        """`definition` is the text of a tokenizer.json. Raises UserError for one whose text cannot be written back."""
+        from tokenizers import Tokenizer as Backend
+
+        # Some files carry the cutting and padding of their last use; ids must not depend on it.
+        self._definition: dict[str, Any] = {**json.loads(definition), "truncation": None, "padding": None}
+        definition = self.definition
+        try:
+            self._marked = Backend.from_str(definition)
+        except Exception as error:  # the library raises no narrower class
+            raise UserError(f"not a tokenizer.json ({error}); check the file") from None
+        plain = _unreachable_specials(self._definition)
+        self._plain = Backend.from_str(json.dumps(plain, ensure_ascii=False) if plain else definition)
+        self._plain.encode_special_tokens = True
+        self.roles = roles
+        self.chat_template = chat_template
+        self.special_tokens: dict[str, int] = {
+            token["content"]: token["id"] for token in self._definition["added_tokens"] if token["special"]
+        }
+        self._special_ids = frozenset(self.special_tokens.values())
+        for role, token in asdict(roles).items():
+            if token is not None and self._marked.token_to_id(token) is None:
+                raise UserError(f"{role} {token!r} is not in the tokenizer's vocabulary; choose one that is")
+        self._pieces, self._drops_first_space = piece_bytes(self._definition)
+        self._twin = tiktoken_twin(self._definition, self._plain)
+
+    @property
+    def definition(self) -> str:
+        """The text of tokenizer.json."""
+        return json.dumps(self._definition, ensure_ascii=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: one more than the highest."""
+        return len(self._pieces)
+
+    @property
+    def fast(self) -> bool:
+        """Whether plain text is encoded through tiktoken, with the same ids."""
+        return self._twin is not None
+
+    @property
+    def bos_id(self) -> int | None:
+        return self._role_id(self.roles.bos_token)
+
+    @property
+    def eos_id(self) -> int | None:
+        return self._role_id(self.roles.eos_token)
+
+    @property
+    def pad_id(self) -> int | None:
+        return self._role_id(self.roles.pad_token)
+
+    @property
+    def unk_id(self) -> int | None:
+        return self._role_id(self.roles.unk_token)
+
+    def _role_id(self, token: str | None) -> int | None:
+        return None if token is None else self._marked.token_to_id(token)
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of what decides ids and prompts: tokenizer.json, the roles, the chat template."""
+        whole = [self._definition, asdict(self.roles), self.chat_template]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of `text`; nothing is added. `special=True` reads the text of special tokens as control ids.
+
+        Lone surrogates, which no encoding can write, become U+FFFD.
+        """
+        if self._twin is not None and not special and len(text) <= LONGEST_TEXT:
+            return self._twin.encode_ordinary(text)
+        backend = self._marked if special else self._plain
+        ids: list[int] = backend.encode(_writable(text), add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text as plain text, on all cores."""
+        if self._twin is not None and all(len(text) <= LONGEST_TEXT for text in texts):
+            return self._twin.encode_ordinary_batch(list(texts))
+        encodings = self._plain.encode_batch_fast([_writable(text) for text in texts], add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of plain text and, for each, the characters (start, end) of `text` it covers."""
+        encoding = self._plain.encode(_writable(text), add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD. `skip_special=False` writes special tokens too."""
+        decoder = IncrementalDecoder(self, skip_special=skip_special)
+        data = b"".join(decoder.bytes_of(index) for index in ids)
+        return data.decode("utf-8", errors="replace")
+
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes that token `index` stands for (a special token: its text). IndexError beyond the vocabulary."""
+        if index < 0:
+            raise IndexError(f"token id {index} is negative")
+        return self._pieces[index]
+
+    def save(self, directory: Path, *, model_max_length: int | None = None) -> None:
+        """Write tokenizer.json and tokenizer_config.json, from which transformers' AutoTokenizer gives the same ids.
+
+        `model_max_length`: the model's context in tokens.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        config: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **{role: token for role, token in asdict(self.roles).items() if token is not None},
+        }
+        if model_max_length is not None:
+            config["model_max_length"] = model_max_length
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        _write_json(directory / "tokenizer.json", self._definition)
+        _write_json(directory / "tokenizer_config.json", config)
+
+    @classmethod
+    def load(cls, directory: Path) -> Tokenizer:
+        """Read what `save` (or transformers) wrote. Raises UserError where a file is missing or unreadable."""
+        definition = read_json(directory / "tokenizer.json")
+        config_path = directory / "tokenizer_config.json"
+        config = read_json(config_path) if config_path.exists() else {}
+        template_path = directory / "chat_template.jinja"
+        template = template_path.read_text("utf-8") if template_path.exists() else config.get("chat_template")
+        roles = {role: _token_text(config.get(role)) for role in SpecialRoles.__dataclass_fields__}
+        return cls(json.dumps(definition, ensure_ascii=False), SpecialRoles(**roles), template)
+
+
+class IncrementalDecoder:
+    """Decodes ids one at a time for streaming; never hands out half a character.
+
+    What `push` and `flush` return, joined, equals `Tokenizer.decode` of all the ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = tokenizer._special_ids if skip_special else frozenset()
+        self._at_start = tokenizer._drops_first_space
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, index: int) -> str:
+        """The text that token `index` completes, possibly none yet."""
+        return self._utf8.decode(self.bytes_of(index))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a character whose bytes never all came."""
+        return self._utf8.decode(b"", final=True)
+
+    def bytes_of(self, index: int) -> bytes:
+        """The bytes of the next token: none for a skipped one; the space that SentencePiece puts first is dropped."""
+        if index in self._skipped:
+            return b""
+        data = self._tokenizer.token_bytes(index)
+        if self._at_start and data:
+            self._at_start = False
+            return data.removeprefix(b" ")
+        return data
+
+
+def _unreachable_specials(definition: dict[str, Any]) -> dict[str, Any] | None:
+    """A Unigram definition whose special tokens no text can spell, or None where merges keep them out anyway.
+
+    Unigram looks every entry up in the text, special or not, so these are renamed to what no piece of text can be:
+    a space inside, where texts are cut at spaces or have them replaced. Byte pieces keep their names, by which
+    they are looked up.
+    """
+    model = definition["model"]
+    if model["type"] != "Unigram":
+        return None
+    specials = {token["content"] for token in definition["added_tokens"] if token["special"]}
+    vocab = [[f"a {piece}" if piece in specials else piece, score] for piece, score in model["vocab"]]
+    added = [token for token in definition["added_tokens"] if not token["special"]]
+    return {**definition, "model": {**model, "vocab": vocab}, "added_tokens": added}
+
+
+def _writable(text: str) -> str:
+    """`text` with surrogate pairs joined and lone surrogates replaced, as tiktoken does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _token_text(token: str | dict[str, Any] | None) -> str | None:
+    """The text of a token in tokenizer_config.json, which may be a string or an object with `content`."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no tokenizer at {path.parent}: {path.name} is missing") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); write the tokenizer again") from None
+    return data
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", "utf-8")
