@@ -57,11 +57,11 @@ def shrink(recipe: Recipe, console: Console) -> Recipe:
 
 
 def _documents() -> SourceConfig:
-    return SourceConfig(kind="generated", generator="shell-lessons", options={"per_intent": 8, "intents": 60})
+    return SourceConfig(kind="generated", generator="shell-lessons", options={"per_intent": 4, "core": True})
 
 
 def _examples(split: str) -> ExamplesConfig:
-    return ExamplesConfig(kind="generated", generator="shell", options={"split": split, "per_intent": 8, "intents": 60})
+    return ExamplesConfig(kind="generated", generator="shell", options={"split": split, "per_intent": 8, "core": True})
 
 
 def _model(model: ModelConfig, keep_vocabulary: bool) -> ModelConfig:

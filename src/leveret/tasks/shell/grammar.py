@@ -118,8 +118,9 @@ class Intent:
         words = {w: content_words(re.sub(r"[\[\]|]", " ", w)) for w in self.wordings}
 
         def nearest(wording: str) -> float:
-            mine = words[wording]
-            return max(len(mine & theirs) / len(mine | theirs) for w, theirs in words.items() if w != wording)
+            """The highest Jaccard index with another wording; 1 where another one says all of it and more."""
+            mine, others = words[wording], [theirs for w, theirs in words.items() if w != wording]
+            return max(1.0 if mine <= theirs else len(mine & theirs) / len(mine | theirs) for theirs in others)
 
         distinct = [w for w in self.wordings if nearest(w) < DISTINCT]
         return min(distinct or self.wordings, key=self._rank if distinct else nearest)
@@ -188,10 +189,11 @@ def _join_clauses(clauses: list[str], rng: random.Random) -> str:
 
 
 class Grammar:
-    """All intents with the slots they draw from."""
+    """All intents, the everyday ones among them, and the slots they draw from."""
 
-    def __init__(self, intents: list[Intent], slots: Slots) -> None:
+    def __init__(self, intents: list[Intent], core: set[str], slots: Slots) -> None:
         self.intents = intents
+        self.core = [intent for intent in intents if intent.name in core]
         self.slots = slots
 
     def draw(
@@ -258,27 +260,26 @@ def _read_folder() -> Iterator[tuple[str, Any]]:
             yield entry.name, yaml.load(entry.read_text("utf-8"), yaml.CSafeLoader)
 
 
+def _intent(entry: dict[str, Any]) -> Intent:
+    options = tuple(
+        Option(str(name), tuple(option["say"]), option["flag"]) for name, option in (entry.get("options") or {}).items()
+    )
+    return Intent(entry["intent"], entry.get("shell", "bash"), entry["command"], tuple(entry["wordings"]), options)
+
+
 @lru_cache(maxsize=1)
 def load_grammar() -> Grammar:
     """The shipped grammar."""
     types: dict[str, list[str]] = {}
     intents: list[Intent] = []
+    core: set[str] = set()
     for name, content in _read_folder():
         if name.startswith("slots"):
+            twice = types.keys() & content
+            assert not twice, f"{name} defines {twice} again"
             types |= content
-            continue
-        for entry in content:
-            options = tuple(
-                Option(str(key), tuple(option["say"]), option["flag"])
-                for key, option in (entry.get("options") or {}).items()
-            )
-            intents.append(
-                Intent(
-                    entry["intent"],
-                    entry.get("shell", "bash"),
-                    entry["command"],
-                    tuple(entry["wordings"]),
-                    options,
-                )
-            )
-    return Grammar(intents, Slots(types))
+        elif name == "core.yaml":
+            core = {intent for domain in content.values() for intent in domain}
+        else:
+            intents += [_intent(entry) for entry in content]
+    return Grammar(intents, core, Slots(types))

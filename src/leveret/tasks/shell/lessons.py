@@ -23,8 +23,8 @@ class LessonOptions(Config):
 
     per_intent: int = Field(300, gt=0)
     """Training pairs of each intent to make lessons of."""
-    intents: int | None = Field(None, gt=0)
-    """Use only this many intents, evenly spread over the grammar (None: all)."""
+    core: bool = False
+    """Only the everyday intents (grammar/core.yaml)."""
     seed: int = 0
     """Seed of the lessons' order and wording; the pairs are those of the shell generator with this seed."""
 
@@ -32,7 +32,7 @@ class LessonOptions(Config):
 def lessons(options: LessonOptions) -> Iterator[str]:
     """Documents of one to four pairs each, in prose, and what the glossary says of the commands."""
     rng = random.Random(f"lessons/{options.seed}")
-    asked = ShellOptions(per_intent=options.per_intent, intents=options.intents, seed=options.seed)
+    asked = ShellOptions(per_intent=options.per_intent, core=options.core, seed=options.seed)
     of_intent: dict[str, list[ShellPair]] = defaultdict(list)
     for pair in pairs(asked):
         of_intent[pair.intent].append(pair)

@@ -33,8 +33,8 @@ class ShellOptions(Config):
     """Training pairs, or one of the three held-out sets."""
     per_intent: int = Field(300, gt=0)
     """Pairs of each intent, as far as it has that many."""
-    intents: int | None = Field(None, gt=0)
-    """Use only this many intents, evenly spread over the grammar (None: all)."""
+    core: bool = False
+    """Only the everyday intents (grammar/core.yaml)."""
     seed: int = 0
     """Seed of the draws. Which values, wordings and combinations are held out does not depend on it."""
 
@@ -51,7 +51,7 @@ def pairs(options: ShellOptions) -> Iterator[ShellPair]:
     """The pairs of one split, intent by intent, each instruction once (whatever its case and full stop)."""
     grammar = load_grammar()
     seen: set[str] = set()
-    for intent in _selected(grammar, options.intents):
+    for intent in grammar.core if options.core else grammar.intents:
         rng = random.Random(f"{options.seed}/{options.split}/{intent.name}")
         found = misses = 0
         while found < options.per_intent and misses < PATIENCE:
@@ -65,13 +65,6 @@ def pairs(options: ShellOptions) -> Iterator[ShellPair]:
             seen.add(key)
             found, misses = found + 1, 0
             yield ShellPair(drawn.instruction, drawn.command, intent.name, intent.shell)
-
-
-def _selected(grammar: Grammar, count: int | None) -> list[Intent]:
-    total = len(grammar.intents)
-    if count is None or count >= total:
-        return grammar.intents
-    return [grammar.intents[i * total // count] for i in range(count)]
 
 
 def _draw(grammar: Grammar, intent: Intent, split: Split, rng: random.Random) -> Drawn | None:

@@ -1,0 +1,216 @@
+"""The whole loss: its value against its definition, its gradients against finite differences."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leveret.data.batches import IGNORED, Batch
+from leveret.model.config import ModelConfig
+from leveret.model.decoder import Decoder
+from leveret.training.objective import NextToken, mean_loss
+
+CPU = torch.device("cpu")
+
+
+def decoder(dtype: torch.dtype = torch.float64, **knobs: Any) -> Decoder:
+    base = {
+        "vocab_size": 7,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 6,
+        "max_position_embeddings": 6,
+    }
+    model = Decoder(ModelConfig.model_validate(base | knobs)).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(drawn * 0.4 + (parameter.dim() == 1))
+    return model
+
+
+def make_batch(rows: int = 3, tokens: int = 6, seed: int = 0, tell: bool = False) -> Batch:
+    """Rows with targets left out here and there; with tell, of two documents each."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randint(7, (rows, tokens), generator=generator)
+    targets = torch.randint(7, (rows, tokens), generator=generator)
+    targets[0, 2] = targets[-1, -2:] = IGNORED
+    if not tell:
+        return Batch(inputs, targets)
+    places = torch.tensor([0, 1, 2, 3, 0, 1])
+    documents = torch.tensor([0, 0, 0, 0, 1, 1])
+    return Batch(inputs, targets, places.expand(rows, -1), documents.expand(rows, -1))
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "tinyllm": {"rope_layout": "interleaved", "residual": "parallel"},
+    "smallm": {"position": "learned", "residual": "parallel-shared-norm", "num_key_value_heads": 1},
+    "gpt2": {"position": "learned", "norm": "layer", "mlp": "gelu", "attention_bias": True, "mlp_bias": True},
+    "the rest": {
+        "mlp": "relu2",
+        "qk_norm": True,
+        "logit_softcap": 3.0,
+        "sliding_window": 3,
+        "tie_word_embeddings": False,
+        "num_key_value_heads": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("tell", [False, True], ids=["one document", "two documents"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_gradients_against_finite_differences(name: str, tell: bool) -> None:
+    """A random direction for every parameter: the slope of the mean loss along it, in float64."""
+    model, batch, objective = decoder(**SHAPES[name]), make_batch(tell=tell), NextToken()
+
+    def mean() -> Tensor:
+        return objective.loss(model, batch) / objective.weight(batch)
+
+    found = gradients(model, mean())
+    assert found.keys() == dict(model.named_parameters()).keys()
+    generator = torch.Generator().manual_seed(1)
+    size = 1e-5
+    for key, parameter in model.named_parameters():
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            parameter.add_(direction, alpha=size)
+            above = mean()
+            parameter.add_(direction, alpha=-2 * size)
+            below = mean()
+            parameter.add_(direction, alpha=size)
+        slope = float(above - below) / (2 * size)
+        expected = float((found[key] * direction).sum())
+        assert slope == pytest.approx(expected, rel=1e-5, abs=1e-8), key
+
+
+def test_every_gradient_of_a_tiny_model() -> None:
+    """Each number on its own."""
+    model = decoder(hidden_size=4, num_hidden_layers=1, intermediate_size=3, residual="parallel")
+    batch, objective = make_batch(rows=2), NextToken()
+    found = gradients(model, objective.loss(model, batch))
+    size = 1e-5
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            numbers = parameter.view(-1)
+            slopes = []
+            for i in range(len(numbers)):
+                before = float(numbers[i])
+                numbers[i] = before + size
+                above = objective.loss(model, batch)
+                numbers[i] = before - size
+                below = objective.loss(model, batch)
+                numbers[i] = before
+                slopes.append(float(above - below) / (2 * size))
+            expected = torch.tensor(slopes, dtype=torch.float64).view_as(parameter)
+            assert torch.allclose(found[key], expected, rtol=1e-5, atol=1e-7), key
+
+
+@pytest.mark.parametrize("tell", [False, True])
+@pytest.mark.parametrize("name", ["llama", "smallm"])
+def test_gradient_checkpointing_changes_no_gradient(name: str, tell: bool) -> None:
+    model, batch = decoder(torch.float32, **SHAPES[name]), make_batch(tell=tell)
+    model.train()
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    model.layers[0].register_forward_pre_hook(count)
+    found = []
+    for recompute in (False, True):
+        model.gradient_checkpointing = recompute
+        found.append(gradients(model, NextToken().loss(model, batch)))
+    assert calls == 3, "once without, and with it once more in the backward pass"
+    plain, recomputed = found
+    assert plain.keys() == recomputed.keys()
+    assert all(torch.equal(plain[key], recomputed[key]) for key in plain)
+
+
+def test_the_loss_is_the_sum_of_minus_log_probabilities() -> None:
+    model, batch = decoder(), make_batch()
+    with torch.no_grad():
+        shares = model(batch.inputs).softmax(-1)
+        expected, learnt = 0.0, 0
+        for row in range(3):
+            for token, target in enumerate(batch.targets[row].tolist()):
+                if target != IGNORED:
+                    expected -= float(shares[row, token, target].log())
+                    learnt += 1
+        assert float(NextToken().loss(model, batch)) == pytest.approx(expected, rel=1e-12)
+    assert NextToken().weight(batch) == learnt == 15
+
+
+def test_the_sum_is_made_in_float32_at_least() -> None:
+    model = decoder(torch.float32)
+    batch = make_batch()
+    with torch.no_grad():
+        exact = NextToken().loss(model, batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = NextToken().loss(model, batch)
+    assert exact.dtype == rough.dtype == torch.float32
+    assert float(rough) == pytest.approx(float(exact), rel=0.05)
+    assert float(rough) != float(exact)
+
+
+def test_documents_are_kept_apart_in_the_loss() -> None:
+    """A packed row costs what its documents cost alone, and without the mask it would not."""
+    model, batch = decoder(), make_batch(tell=True)
+    with torch.no_grad():
+        packed = NextToken().loss(model, batch)
+        alone = sum(
+            NextToken().loss(model, Batch(batch.inputs[:, a:b], batch.targets[:, a:b])) for a, b in ((0, 4), (4, 6))
+        )
+        open_row = NextToken().loss(model, Batch(batch.inputs, batch.targets))
+    assert float(packed) == pytest.approx(float(alone), rel=1e-6)
+    assert abs(float(packed) - float(open_row)) > 1e-3
+
+
+def test_what_is_not_learnt_from_does_not_matter() -> None:
+    """Padding after the end: other ids there change neither the loss nor any gradient."""
+    model = decoder()
+    for tell in (False, True):
+        batch = make_batch(tell=tell)
+        batch.targets[:, 4:] = IGNORED
+        other = batch.inputs.clone()
+        other[:, 4:] = (other[:, 4:] + 3) % 7
+        changed = Batch(other, batch.targets, batch.positions, batch.documents)
+        losses = [NextToken().loss(model, each) for each in (batch, changed)]
+        assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-12)
+        before, after = (gradients(model, loss) for loss in losses)
+        assert all(torch.allclose(before[key], after[key], rtol=1e-9, atol=1e-12) for key in before)
+
+
+def test_micro_batches_give_the_gradients_of_the_batch() -> None:
+    """Summed and divided by the weight of the whole, however unequal the weights of the parts."""
+    model, batch, objective = decoder(), make_batch(rows=5), NextToken()
+    batch.targets[1] = IGNORED
+    whole = gradients(model, objective.loss(model, batch) / objective.weight(batch))
+    for rows in (1, 2, 3):
+        parts = batch.split(rows)
+        loss = sum(objective.loss(model, part) / objective.weight(batch) for part in parts)
+        assert isinstance(loss, Tensor)
+        in_parts = gradients(model, loss)
+        assert all(torch.allclose(whole[key], in_parts[key], rtol=1e-9, atol=1e-12) for key in whole)
+
+
+def test_mean_loss_weighs_tokens_not_batches() -> None:
+    model, objective = decoder(torch.float32), NextToken()
+    model.train()
+    batches = [make_batch(rows=4), make_batch(rows=1, seed=5)]
+    mean, weight = mean_loss(model, objective, batches, CPU, torch.float32)
+    with torch.no_grad():
+        total = sum(float(objective.loss(model, batch)) for batch in batches)
+    assert weight == sum(batch.weight for batch in batches)
+    assert mean == pytest.approx(total / weight, rel=1e-6)
+    assert model.training, "the mode is put back"
