@@ -81,7 +81,7 @@ class Plain:
                 scores = [query @ self.turn(k[s][head // group], s) / math.sqrt(width) for s in earlier]
                 shares = torch.stack(scores).softmax(0)
                 heads.append(sum(share * v[s][head // group] for share, s in zip(shares, earlier, strict=True)))
-            outs.append(self.linear(f"{name}.o_proj", torch.cat(heads)))  # type: ignore[arg-type]
+            outs.append(self.linear(f"{name}.o_proj", torch.cat(heads)))
         return outs
 
     def mlp(self, name: str, x: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def some_batch(step: int) -> Batch:
 def take_steps(model: Decoder, optimizer: torch.optim.Optimizer, steps: range) -> None:
     for step in steps:
         loss = NextToken().loss(model, some_batch(step)) / 24
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -155,7 +155,7 @@ def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
 
-DAMAGES: list[Callable[[Path], None]] = [flip_last_bit, cut_short, Path.unlink, lambda path: path.write_bytes(b"")]
+DAMAGES: list[Callable[[Path], object]] = [flip_last_bit, cut_short, Path.unlink, lambda path: path.write_bytes(b"")]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=["flipped", "cut", "missing", "empty"])
@@ -163,12 +163,10 @@ DAMAGES: list[Callable[[Path], None]] = [flip_last_bit, cut_short, Path.unlink, 
     "name", ["model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "manifest.json"]
 )
 def test_a_damaged_one_is_skipped_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: Callable[[Path], None]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: Callable[[Path], object]
 ) -> None:
     for step in (10, 20, 30):
         save(tmp_path, step)
-    if name == "manifest.json" and damage is flip_last_bit:
-        name, damage = "manifest.json", lambda path: path.write_text(path.read_text().replace("0", "1"))
     damage(tmp_path / "step-00000030" / name)
     with caplog.at_level(logging.WARNING, logger="leveret"):
         found = find_checkpoint(tmp_path)

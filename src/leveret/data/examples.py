@@ -41,7 +41,8 @@ _FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "prompt-completion": ("prompt", ("completion", "response")),
     "instruction-response": ("instruction", ("output", "response")),
 }
-_CONTENT = {"messages", "instruction", "input", "command", "prompt", "completion", "output", "response"}
+_EXTRA = ("input", "context")  # Alpaca's and Dolly's name for what the instruction is about
+_CONTENT = {"messages", "instruction", *_EXTRA, "command", "prompt", "completion", "output", "response"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,8 @@ def examples(
             found = (_from_row(row, config.format, where, source) for where, row in hub_rows(config))
         case "generated":
             found = iter(generated(config, generators))
-    return not_empty(islice(found, config.max_examples), "examples", config)
+    kept = (e for e in found if all(str(e.meta.get(key)) in wanted for key, wanted in config.where.items()))
+    return not_empty(islice(kept, config.max_examples), "examples", config)
 
 
 def read_examples(path: str | Path, format: ExampleFormat = "auto") -> Iterator[Example]:
@@ -166,8 +168,8 @@ def _from_row(row: Row, format: ExampleFormat, where: str, source: str) -> Examp
     question, answers = _FIELDS[kind]
     answer = next((name for name in answers if row.get(name) is not None), answers[0])
     instruction = _text(row, question, where)
-    if kind == "instruction-response" and row.get("input"):
-        instruction += "\n\n" + _text(row, "input", where)
+    if kind == "instruction-response" and (extra := next((name for name in _EXTRA if row.get(name)), None)):
+        instruction += "\n\n" + _text(row, extra, where)
     return one_turn(instruction, _text(row, answer, where), source, meta)
 
 

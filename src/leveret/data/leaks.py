@@ -226,11 +226,7 @@ def _holds(text: str, instruction: str, response: str) -> bool:
 
 
 def _contains(text: str, part: str) -> bool:
-    """Whether `part` stands in `text` as whole words."""
-    start = text.find(part)
-    while start >= 0:
-        end = start + len(part)
-        if not _WORD.search(text[start - 1 : start] + text[end : end + 1]):
-            return True
-        start = text.find(part, start + 1)
-    return False
+    """Whether `part` stands in `text` as whole words and whole values: `sam` is not in `sam.lee` nor in `/home/sam`."""
+    if part not in text:
+        return False
+    return re.search(rf"(?<![\w/@~-]){re.escape(part)}(?![\w/@-]|[.:]\w)", text) is not None

@@ -120,7 +120,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def steps_on_disk(folder: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*") if path.is_dir())
+    names = [path.name for path in folder.glob("step-" + "[0-9]" * 8) if path.is_dir()]
+    return sorted(int(name.removeprefix("step-")) for name in names)
 
 
 def find_checkpoint(folder: Path, step: int | None = None) -> Checkpoint | None:

@@ -27,7 +27,7 @@ from leveret.data.leaks import content_words
 
 REFERENCE = re.compile(r"\{([A-Za-z0-9_-]+(?:#\d+)?)\}")
 RANGE = re.compile(r"(\d+)-(\d+)$")
-DISTINCT = 0.5
+DISTINCT = 0.4
 """Jaccard index of content words below which a wording counts as another way of saying it."""
 OPEN_TYPE = 200
 """A slot type with at least this many values keeps some of them out of training."""
@@ -218,7 +218,7 @@ class Grammar:
         instruction = REFERENCE.sub(lambda m: values[m[1]].said, text)
         command = REFERENCE.sub(lambda m: values[m[1]].typed, command)
         return Drawn(
-            _style(" ".join(unmask(instruction).split()), intent.shell, rng),
+            _style(" ".join(unmask(instruction).split()), intent.shell, rng, text[0] != "{"),
             unmask(command),
         )
 
@@ -244,12 +244,12 @@ POWERSHELL_STYLES: list[Callable[[str], str]] = [
 ]
 
 
-def _style(text: str, shell: str, rng: random.Random) -> str:
-    """Names the shell where it is PowerShell, and writes some instructions as a sentence."""
+def _style(text: str, shell: str, rng: random.Random, begins_with_word: bool) -> str:
+    """Names the shell where it is PowerShell, and writes some instructions as a sentence; a value keeps its case."""
     if shell == "powershell":
         text = rng.choice(POWERSHELL_STYLES)(text)
     if rng.random() < 0.25:
-        text = text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")
+        text = (text[0].upper() if begins_with_word else text[0]) + text[1:] + ("" if text.endswith("?") else ".")
     return text
 
 

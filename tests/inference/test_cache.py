@@ -1,0 +1,175 @@
+"""Decoding with the cache gives what reading each row again from its beginning gives."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from leveret.inference.cache import KeyValueCache
+from leveret.model.config import ModelConfig
+from leveret.model.decoder import Decoder
+
+CAPACITY = 16
+
+
+def decoder(**knobs: Any) -> Decoder:
+    base = {
+        "vocab_size": 23,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 24,
+        "max_position_embeddings": CAPACITY,
+    }
+    model = Decoder(ModelConfig.model_validate(base | knobs)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.25 + (parameter.dim() == 1))
+    return model
+
+
+def new_cache(model: Decoder, rows: int, capacity: int = CAPACITY) -> KeyValueCache:
+    return KeyValueCache(model.config, rows, capacity, torch.device("cpu"), torch.float32)
+
+
+class Reader:
+    """Feeds rows of unequal length to the cache, right-padded, and keeps what each has read."""
+
+    def __init__(self, model: Decoder, rows: int) -> None:
+        self.model, self.cache = model, new_cache(model, rows)
+        self.texts: list[list[int]] = [[] for _ in range(rows)]
+        self.generator = torch.Generator().manual_seed(1)
+
+    @torch.no_grad()
+    def read(self, counts: list[int]) -> list[Tensor]:
+        """Reads counts[row] new tokens of each row at once. The logits [count, V] of each row's new tokens."""
+        news = [torch.randint(23, (count,), generator=self.generator).tolist() for count in counts]
+        longest = max(counts)
+        # The padding is an ordinary token: it must be the mask, not its value, that hides it.
+        ids = torch.tensor([new + [11] * (longest - len(new)) for new in news])
+        positions, mask = self.cache.place(longest)
+        logits = self.model(ids, positions.clamp(max=CAPACITY - 1), mask, self.cache)
+        self.cache.advance(torch.tensor(counts))
+        for text, new in zip(self.texts, news, strict=True):
+            text += new
+        return [logits[row, :count] for row, count in enumerate(counts)]
+
+    @torch.no_grad()
+    def again(self, count: int, row: int) -> Tensor:
+        """The logits of a row's last tokens, computed from the row's beginning without a cache."""
+        logits: Tensor = self.model(torch.tensor([self.texts[row]]))
+        return logits[0, len(self.texts[row]) - count :]
+
+    def check(self, counts: list[int]) -> None:
+        for row, found in enumerate(self.read(counts)):
+            assert torch.allclose(found, self.again(counts[row], row), atol=1e-5), (row, self.texts[row])
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "grouped, interleaved": {"num_key_value_heads": 2, "rope_layout": "interleaved", "residual": "parallel"},
+    "learned, one key head": {"position": "learned", "num_key_value_heads": 1, "head_dim": 6},
+    "no positions": {"position": "none"},
+    "qk_norm": {"qk_norm": True},
+}
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 50])
+@pytest.mark.parametrize("name", SHAPES)
+def test_token_by_token_after_prompts_of_unequal_length(name: str, window: int | None) -> None:
+    reader = Reader(decoder(sliding_window=window, **SHAPES[name]), rows=3)
+    reader.check([5, 1, 3])
+    assert reader.cache.lengths.tolist() == [5, 1, 3]
+    for _ in range(10):
+        reader.check([1, 1, 1])
+    assert reader.cache.lengths.tolist() == [15, 11, 13]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_several_tokens_at_once_later_on(window: int | None) -> None:
+    """A second piece of each prompt, of other lengths, some rows standing still."""
+    reader = Reader(decoder(sliding_window=window, num_key_value_heads=2), rows=3)
+    for counts in ([2, 4, 1], [3, 1, 4], [0, 1, 0], [1, 0, 4], [1, 1, 1]):
+        reader.check(counts)
+    assert reader.cache.lengths.tolist() == [7, 7, 10]
+
+
+def test_one_token_at_a_time_from_the_first() -> None:
+    reader = Reader(decoder(), rows=2)
+    for _ in range(CAPACITY):
+        reader.check([1, 1])
+    with pytest.raises(AssertionError):
+        reader.cache.place(1)  # it is full
+
+
+def test_positions_and_masks() -> None:
+    cache = new_cache(decoder(), rows=2)
+    positions, mask = cache.place(3)
+    assert positions.tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert mask is None, "causal order says it"
+    cache.advance(torch.tensor([3, 1]))
+    positions, mask = cache.place(1)
+    assert positions.tolist() == [[3], [1]]
+    assert mask is not None
+    assert mask[:, 0].tolist() == [[[True, True, True, True]], [[True, True, False, False]]]
+    windowed = new_cache(decoder(sliding_window=2), rows=1)
+    _, mask = windowed.place(3)
+    assert mask is not None
+    assert mask[0, 0].tolist() == [[True, False, False], [True, True, False], [False, True, True]]
+
+
+def test_rows_that_are_done_leave() -> None:
+    reader = Reader(decoder(num_key_value_heads=2), rows=4)
+    reader.check([2, 6, 1, 4])
+    reader.check([1, 1, 1, 1])
+    kept = [0, 2]
+    reader.cache.keep_rows(torch.tensor(kept))
+    reader.texts = [reader.texts[row] for row in kept]
+    assert reader.cache.lengths.tolist() == [3, 2]
+    for _ in range(3):
+        reader.check([1, 1])
+
+
+def test_cleared_it_is_as_new() -> None:
+    reader = Reader(decoder(), rows=2)
+    reader.check([7, 9])
+    reader.cache.clear()
+    reader.texts = [[], []]
+    reader.check([4, 2])
+    reader.check([1, 1])
+    assert reader.cache.lengths.tolist() == [5, 3]
+
+
+def test_a_row_is_the_same_in_any_company() -> None:
+    """Alone, or beside a much longer one."""
+    model = decoder()
+    long, short = Reader(model, rows=2), Reader(model, rows=1)
+    text = torch.randint(23, (2, 12), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        for reader, ids, real in ((long, text, [12, 3]), (short, text[1:, :3], [3])):
+            positions, mask = reader.cache.place(ids.shape[1])
+            model(ids, positions, mask, reader.cache)
+            reader.cache.advance(torch.tensor(real))
+        outs = []
+        for reader, rows in ((long, 2), (short, 1)):
+            positions, mask = reader.cache.place(1)
+            outs.append(model(torch.full((rows, 1), 8), positions, mask, reader.cache)[-1])
+    assert torch.allclose(outs[0], outs[1], atol=1e-6)
+
+
+def test_bfloat16_keys_and_values_come_close() -> None:
+    model = decoder()
+    cache = KeyValueCache(model.config, 1, CAPACITY, torch.device("cpu"), torch.bfloat16)
+    ids = torch.randint(23, (1, 8), generator=torch.Generator().manual_seed(2))
+    assert (
+        cache.keys.nbytes + cache.values.nbytes == 2 * 2 * 1 * 4 * CAPACITY * 4 * 2
+    )  # k, v; layers; B; K; S; D; bytes
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        positions, mask = cache.place(7)
+        model(ids[:, :7], positions, mask, cache)
+        cache.advance(torch.tensor([7]))
+        positions, mask = cache.place(1)
+        found = model(ids[:, 7:], positions, mask, cache)
+        assert (found - model(ids)[:, 7:]).abs().max() < 0.1

@@ -1,0 +1,166 @@
+"""Each way of choosing a token against transformers' own, or against its definition written down again."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from leveret.inference.config import SamplingConfig
+from leveret.inference.sampling import next_token, penalise, truncate
+
+VOCABULARY = 40
+HISTORY = [3, 5, 5, 0, 39, 5, 7, 3]
+
+
+def some_logits(seed: int, size: int = VOCABULARY) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def settings(**keys: Any) -> SamplingConfig:
+    return SamplingConfig.model_validate(keys)
+
+
+def theirs(processor: Callable[..., Tensor], logits_V: Tensor, history: list[int]) -> Tensor:
+    return processor(torch.tensor([history]), logits_V[None].clone())[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("ours", "processor"),
+    [
+        ({"top_k": 1}, TopKLogitsWarper(1)),
+        ({"top_k": 7}, TopKLogitsWarper(7)),
+        ({"top_k": 1000}, TopKLogitsWarper(1000)),
+        ({"top_p": 0.05}, TopPLogitsWarper(0.05)),
+        ({"top_p": 0.5}, TopPLogitsWarper(0.5)),
+        ({"top_p": 0.95}, TopPLogitsWarper(0.95)),
+        ({"min_p": 0.0}, MinPLogitsWarper(0.0)),
+        ({"min_p": 0.02}, MinPLogitsWarper(0.02)),
+        ({"min_p": 1.0}, MinPLogitsWarper(1.0)),
+    ],
+    ids=lambda value: ",".join(map(str, *value.items())) if isinstance(value, dict) else "",
+)
+def test_what_is_left_out(ours: dict[str, Any], processor: Callable[..., Tensor], seed: int) -> None:
+    logits = some_logits(seed)
+    found = truncate(logits, settings(**ours))
+    assert torch.equal(found, theirs(processor, logits, HISTORY))
+    assert found.argmax() == logits.argmax()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("penalty", [1.0, 1.1, 1.9, 0.8])
+def test_repetition_penalty_is_that_of_transformers(penalty: float, seed: int) -> None:
+    logits = some_logits(seed)
+    history = [*HISTORY, int(logits.argmax()), int(logits.argmin())]  # of either sign
+    found = penalise(logits, history, settings(repetition_penalty=penalty))
+    assert torch.allclose(found, theirs(RepetitionPenaltyLogitsProcessor(penalty), logits, history))
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 64])
+@pytest.mark.parametrize("form", ["once", "per-count"])
+def test_repetition_penalty_token_by_token(form: str, window: int | None) -> None:
+    logits = some_logits(3)
+    found = penalise(logits, HISTORY, settings(repetition_penalty=1.1, repetition_form=form, repetition_window=window))
+    recent = HISTORY if window is None else HISTORY[-window:]
+    for token in range(VOCABULARY):
+        count = recent.count(token)
+        factor = 1.1 ** (count if form == "per-count" else min(count, 1))
+        before = float(logits[token])
+        expected = before / factor if before > 0 else before * factor
+        assert float(found[token]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_history_no_penalty() -> None:
+    assert torch.equal(penalise(some_logits(0), [], settings(repetition_penalty=2.0)), some_logits(0))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_together_are_in_the_order_of_transformers(seed: int) -> None:
+    chain = LogitsProcessorList(
+        [
+            RepetitionPenaltyLogitsProcessor(1.3),
+            TemperatureLogitsWarper(0.7),
+            TopKLogitsWarper(12),
+            TopPLogitsWarper(0.9),
+            MinPLogitsWarper(0.05),
+        ]
+    )
+    config = settings(repetition_penalty=1.3, temperature=0.7, top_k=12, top_p=0.9, min_p=0.05)
+    expected = theirs(chain, some_logits(seed), HISTORY).softmax(-1)
+    allowed = set(expected.nonzero().flatten().tolist())
+    draws = generator(seed)
+    drawn = [next_token(some_logits(seed), HISTORY, config, draws) for _ in range(400)]
+    assert set(drawn) <= allowed
+    shares = torch.bincount(torch.tensor(drawn), minlength=VOCABULARY) / len(drawn)
+    assert (shares - expected).abs().max() < 0.1  # four standard deviations
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_temperature_shapes_the_draws(temperature: float) -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    draws = generator(1)
+    drawn = [next_token(logits, [], settings(temperature=temperature), draws) for _ in range(4000)]
+    shares = torch.bincount(torch.tensor(drawn), minlength=4) / 4000
+    weights = torch.tensor([2.718281828 ** (value / temperature) for value in logits.tolist()])
+    assert (shares - weights / weights.sum()).abs().max() < 0.03
+
+
+def test_temperature_zero_is_greedy() -> None:
+    for seed in range(10):
+        logits = some_logits(seed)
+        assert next_token(logits, HISTORY, settings(), generator()) == int(logits.argmax())
+    # The penalty counts even so: the best token has been said already.
+    logits = torch.tensor([0.0, 5.0, 4.9])
+    assert next_token(logits, [1], settings(), generator()) == 1
+    assert next_token(logits, [1], settings(repetition_penalty=1.1), generator()) == 2
+    assert next_token(logits, [1, 2, 2], settings(repetition_penalty=1.1), generator()) == 1
+    for window, chosen in ((None, 2), (3, 2), (2, 1), (1, 1)):
+        keys = {"repetition_penalty": 1.1, "repetition_form": "per-count", "repetition_window": window}
+        assert next_token(logits, [1, 1, 1, 2], settings(**keys), generator()) == chosen
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    def draw(seed: int) -> list[int]:
+        draws = generator(seed)
+        return [next_token(some_logits(n), HISTORY, settings(temperature=1.5), draws) for n in range(30)]
+
+    assert draw(5) == draw(5)
+    assert draw(5) != draw(6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_logits_are_left_alone(dtype: torch.dtype) -> None:
+    logits = some_logits(2).to(dtype)
+    before = logits.clone()
+    config = settings(temperature=0.8, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.2)
+    assert 0 <= next_token(logits, HISTORY, config, generator()) < VOCABULARY
+    assert torch.equal(logits, before)
+
+
+def test_equal_logits_stay_together() -> None:
+    logits = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    assert truncate(logits, settings(top_k=2)).isfinite().tolist() == [True, True, True, False]
+    assert truncate(logits, settings(min_p=1.0)).isfinite().tolist() == [True, True, True, False]
+    assert truncate(logits, settings(top_p=0.001)).isfinite().sum() == 1
+
+
+@pytest.mark.parametrize(
+    "keys", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": 2}, {"repetition_penalty": 0}]
+)
+def test_impossible_settings_are_refused(keys: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(keys))):
+        settings(**keys)
