@@ -114,6 +114,8 @@ def test_positions_and_masks() -> None:
     assert positions.tolist() == [[3], [1]]
     assert mask is not None
     assert mask[:, 0].tolist() == [[[True, True, True, True]], [[True, True, False, False]]]
+    cache.clear()
+    assert cache.place(2)[1] is None
     windowed = new_cache(decoder(sliding_window=2), rows=1)
     _, mask = windowed.place(3)
     assert mask is not None

@@ -161,11 +161,14 @@ def test_the_sum_is_made_in_float32_at_least() -> None:
     assert exact.dtype == rough.dtype == torch.float32
     assert float(rough) == pytest.approx(float(exact), rel=0.05)
     assert float(rough) != float(exact)
+    with torch.no_grad():
+        assert NextToken().loss(model.bfloat16(), batch).dtype == torch.float32
 
 
-def test_documents_are_kept_apart_in_the_loss() -> None:
+@pytest.mark.parametrize("window", [None, 2])
+def test_documents_are_kept_apart_in_the_loss(window: int | None) -> None:
     """A packed row costs what its documents cost alone, and without the mask it would not."""
-    model, batch = decoder(), make_batch(tell=True)
+    model, batch = decoder(sliding_window=window), make_batch(tell=True)
     with torch.no_grad():
         packed = NextToken().loss(model, batch)
         alone = sum(

@@ -86,7 +86,7 @@ class DataConfig(Config):
     """Share of the documents, by a hash of their text, that measures the loss and is never trained on."""
     sequence_length: int | None = Field(default=None, gt=0)
     """Tokens of a window; without it, the model's context length."""
-    document_format: str = Field(default="{text}{eos}", pattern=r"^[^{]*(\{[be]os\})*[^{]*\{text\}.*$")
+    document_format: str = Field(default="{text}{eos}", pattern=r"\{text\}")
     """What stands around each text; {bos} and {eos} are control tokens."""
     shard_tokens: PositiveInt = 10_000_000
     """Tokens of a shard file, but the last."""
