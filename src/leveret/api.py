@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import ValidationError
 
 from leveret.errors import UserError
 from leveret.hardware.device import pick_device
@@ -76,9 +77,17 @@ class LoadedModel:
         return self.tokenizer.encode(prompt) or start
 
     def sampling(self, **given: Any) -> SamplingConfig:
-        """The recipe's way of sampling with these fields changed; None leaves a field as it is."""
+        """The recipe's way of sampling with these fields changed; None leaves a field as it is.
+
+        Raises:
+            UserError: there is no such field, or it cannot have this value.
+        """
         known = {key: value for key, value in given.items() if value is not None}
-        return SamplingConfig.model_validate(self.recipe.generation.model_dump() | known)
+        try:
+            return SamplingConfig.model_validate(self.recipe.generation.model_dump() | known)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"{first['loc'][0]}: {first['msg']}, not {first['input']!r}") from None
 
 
 def load_model(reference: str, device: str = "auto") -> LoadedModel:
@@ -93,7 +102,10 @@ def load_model(reference: str, device: str = "auto") -> LoadedModel:
     config = recipe.model.with_vocabulary(tokenizer.vocab_size)
     with torch.device("meta"):
         model = Decoder(config)
-    model.load_state_dict(found.weights(config), assign=True)
+    try:
+        model.load_state_dict(found.weights(config), assign=True)
+    except (RuntimeError, KeyError):
+        raise UserError(f"{found.folder} does not fit {run / 'recipe.yaml'}, which was changed after it") from None
     model.to(pick_device(device))
     return LoadedModel(recipe, Engine(model, tokenizer), run, stage, found.step, found.weights_sha256)
 

@@ -150,17 +150,37 @@ def _explain(error: ValidationError) -> str:
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     """The keys that the config at a place of the recipe knows."""
-    schema: Any = Recipe.model_json_schema()
-    node, definitions = schema, schema["$defs"]
+    schema = Recipe.model_json_schema()
+
+    def resolved(node: dict[str, Any]) -> dict[str, Any]:
+        node = next((option for option in node.get("anyOf", []) if option.get("type") != "null"), node)
+        return schema["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+
+    node = schema
     for part in location:
-        node = node["properties"][part] if isinstance(part, str) and "properties" in node else node.get("items", node)
-        options = node.get("anyOf", [node])
-        node = next((option for option in options if option.get("type") != "null"), node)
-        if isinstance(part, str) and "additionalProperties" in node:
-            continue
-        while "$ref" in node:
-            node = definitions[node["$ref"].rpartition("/")[2]]
+        inner = node["items"] if isinstance(part, int) else node.get("properties", {}).get(part)
+        node = resolved(inner or node["additionalProperties"])
     return list(node.get("properties", {}))
+
+
+def anchored(recipe: Recipe, base_dir: Path) -> Recipe:
+    """The recipe with its relative paths made absolute, so that it means the same wherever it is read."""
+    content = recipe.model_dump(mode="json")
+    tuning = content["finetune"] or {"examples": []}
+    for origin in (*content["data"]["sources"], *tuning["examples"], *content["evaluate"]["sets"].values()):
+        origin["paths"] = [_absolute(entry, base_dir) for entry in origin["paths"]]
+    tokenizer = content["tokenizer"]
+    for key in ("source", "ranks_file"):
+        if tokenizer["kind"] != "tiktoken" or key == "ranks_file":
+            value = tokenizer[key]
+            tokenizer[key] = _absolute(value, base_dir) if value and (base_dir / value).exists() else value
+    return Recipe.model_validate(content)
+
+
+def _absolute(entry: str, base_dir: Path) -> str:
+    """An entry of `paths`, or `a.txt,b.txt`, which is two unless a file is called so."""
+    parts = [entry] if (base_dir / entry).exists() else entry.split(",")
+    return ",".join(str(base_dir.absolute() / Path(part.strip()).expanduser()) for part in parts)
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -8,7 +8,6 @@ inputs changed is stale, and is done again.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,19 +23,14 @@ from leveret.data.prepare import prepare_documents
 from leveret.data.shards import TokenStore
 from leveret.data.sources import Document, documents, fingerprint, source_facts
 from leveret.errors import UserError
-from leveret.recipe import Recipe, digest, to_yaml
-from leveret.rundir import RunDir, find_run, read_json, write_json
+from leveret.recipe import Recipe, anchored, digest, to_yaml
+from leveret.rundir import RunDir, cache_dir, find_run, read_json, write_json
 from leveret.tasks import generators
 from leveret.tokenizer.tokenizer import Tokenizer
 from leveret.training.config import TrainingConfig
 
 HARMLESS = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_last"}
 """Keys of training that change no weight: another value does not make a stage stale."""
-
-
-def cache_dir() -> Path:
-    """Where token shards live, under names made from their content's origin: $LEVERET_CACHE or ~/.cache/leveret."""
-    return Path(os.environ.get("LEVERET_CACHE") or Path.home() / ".cache" / "leveret")
 
 
 class Run:
@@ -81,7 +75,7 @@ class Run:
         """Does every stage up to this one that is not already done."""
         self._check_sizes()
         self.run.path.mkdir(parents=True, exist_ok=True)
-        (self.run / "recipe.yaml").write_text(to_yaml(self.recipe), encoding="utf-8")
+        (self.run / "recipe.yaml").write_text(to_yaml(anchored(self.recipe, self.base_dir)), encoding="utf-8")
         for name, stage in self.stages.items():
             stage()
             if name == last:
@@ -152,73 +146,65 @@ class Run:
     def examples_of(self, sources: Iterable[ExamplesConfig]) -> Iterator[Example]:
         return chain.from_iterable(examples(source, self.base_dir, generators.EXAMPLES) for source in sources)
 
-    def _shards(self, label: str, key: dict[str, Any], write: Callable[[Path], Any]) -> Path:
-        """The folder of shards that this key names, written if it is not there."""
-        folder = (self.run / "shards" if self.copy_data else cache_dir() / "shards") / f"{label}-{digest(key)}"
-        if not (folder / "manifest.json").is_file():
-            self.console.print(f"prepare: writing {label} shards")
-            write(folder)
-        return folder
-
-    def prepare(self) -> None:
-        recipe, tokenizer = self.recipe, self.load_tokenizer()
-        corpus = {
-            "tokenizer": tokenizer.content_hash,
-            "data": recipe.data.model_dump(mode="json"),
-            "length": recipe.sequence_length,
-            "sources": self._id_of(self.recipe.data.sources),
-        }
-        inputs = {"the tokenizer": tokenizer.content_hash, "the data": digest(corpus), "its place": str(self.copy_data)}
-        tuning: dict[str, Any] | None = None
-        if recipe.finetune is not None:
-            tuning = {
+    def _shard_keys(self, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
+        """What the shards of each training stage are made from: equal keys, equal shards."""
+        recipe, keys = self.recipe, {}
+        if self.start_from is None:
+            keys["pretrain"] = {
                 "tokenizer": tokenizer.content_hash,
-                "examples": [source.model_dump(mode="json") for source in recipe.finetune.examples],
+                "data": recipe.data.model_dump(mode="json", exclude={"sources"}),
+                "length": recipe.sequence_length,
+                "sources": self._id_of(recipe.data.sources),
+            }
+        if recipe.finetune is not None:
+            keys["finetune"] = {
+                "tokenizer": tokenizer.content_hash,
                 "sources": self._id_of(recipe.finetune.examples),
                 "length": recipe.finetune_length,
                 "validation": recipe.finetune.validation_fraction,
             }
-            inputs["the examples"] = digest(tuning)
+        return keys
+
+    def prepare(self) -> None:
+        tokenizer = self.load_tokenizer()
+        keys = self._shard_keys(tokenizer)
+        write = {"pretrain": self._tokenise, "finetune": self._pack}
+        names = {"pretrain": "the data", "finetune": "the examples"}
+        inputs = {"the tokenizer": tokenizer.content_hash, "its place": str(self.copy_data)}
+        inputs |= {names[stage]: digest(key) for stage, key in keys.items()}
 
         def do() -> None:
-            facts = {"tokenizer": tokenizer.content_hash}
-            sources = [source_facts(source, self.base_dir) for source in recipe.data.sources]
-            places = {
-                "pretrain": self._shards(
-                    "pretrain",
-                    corpus,
-                    lambda folder: prepare_documents(
-                        self.corpus(),
-                        tokenizer,
-                        recipe.data,
-                        recipe.sequence_length,
-                        folder,
-                        facts | {"sources": sources},
-                    ),
-                )
-            }
-            if recipe.finetune is not None:
-                places["finetune"] = self._shards(
-                    "finetune", tuning or {}, lambda folder: self._pack(tokenizer, folder)
-                )
-            write_json(self.run / "data.json", {name: self._place(folder) for name, folder in places.items()})
+            places = {}
+            for stage, key in keys.items():
+                folder = (self.run / "shards" if self.copy_data else cache_dir() / "shards") / f"{stage}-{digest(key)}"
+                if not (folder / "manifest.json").is_file():
+                    self.console.print(f"prepare: writing {stage} shards")
+                    write[stage](tokenizer, folder)
+                places[stage] = self._place(folder)
+            write_json(self.run / "data.json", places)
 
         if not self._shards_are_there():
             self.run.begin("prepare", inputs)
         self._stage("prepare", inputs, do)
 
+    def _facts(self, tokenizer: Tokenizer, sources: Iterable[OriginConfig]) -> dict[str, Any]:
+        """What a manifest says of where its tokens come from."""
+        return {
+            "tokenizer": tokenizer.content_hash,
+            "sources": [source_facts(source, self.base_dir) for source in sources],
+        }
+
+    def _tokenise(self, tokenizer: Tokenizer, folder: Path) -> None:
+        data, length = self.recipe.data, self.recipe.sequence_length
+        prepare_documents(self.corpus(), tokenizer, data, length, folder, self._facts(tokenizer, data.sources))
+
     def _pack(self, tokenizer: Tokenizer, folder: Path) -> None:
         from leveret.posttraining.packing import write_examples_as_shards
 
-        finetune = self.recipe.finetune
+        finetune, length = self.recipe.finetune, self.recipe.finetune_length
         assert finetune is not None
-        facts = {
-            "tokenizer": tokenizer.content_hash,
-            "sources": [source_facts(source, self.base_dir) for source in finetune.examples],
-        }
-        found = self.examples_of(finetune.examples)
-        length, fraction = self.recipe.finetune_length, finetune.validation_fraction
-        counts = write_examples_as_shards(found, tokenizer, folder, length, fraction, facts)
+        found, facts = self.examples_of(finetune.examples), self._facts(tokenizer, finetune.examples)
+        counts = write_examples_as_shards(found, tokenizer, folder, length, finetune.validation_fraction, facts)
         if counts["too_long"]:
             self.console.print(f"prepare: left out {counts['too_long']} examples longer than {length} tokens")
 
@@ -293,9 +279,13 @@ class Run:
 
         stage = self.run.last_trained()
         model = load_model(f"{self.run.path}/{stage}", self.device)
-        inputs = {"the model": model.weights_sha256, "evaluate's recipe": digest(self.recipe.evaluate)}
-        inputs["the held-out sets"] = self._id_of(self.recipe.evaluate.sets.values())
-        self._stage("evaluate", inputs, lambda: evaluate_run(self, model, self.recipe.evaluate))
+        config = self.recipe.evaluate
+        inputs = {
+            "the model": model.weights_sha256,
+            "evaluate's recipe": digest(config.model_dump(exclude={"sets"}) | {"sets": list(config.sets)}),
+            "the held-out sets": self._id_of(config.sets.values()),
+        }
+        self._stage("evaluate", inputs, lambda: evaluate_run(self, model, config))
 
     def report(self) -> None:
         from leveret.report import write_report

@@ -23,7 +23,7 @@ from leveret.model.decoder import Decoder
 from leveret.run import Run
 from leveret.rundir import find_run, write_json
 from leveret.tokenizer.tokenizer import Tokenizer
-from leveret.training.checkpoint import Checkpoint, find_checkpoint
+from leveret.training.checkpoint import Checkpoint, find_checkpoint, steps_on_disk
 from leveret.training.config import TrainingConfig
 from leveret.training.loop import Trainer, train
 from leveret.training.objective import NextToken
@@ -123,6 +123,18 @@ def write_samples(run: Run, model: Decoder, tokenizer: Tokenizer, path: Path, st
 def evaluate_run(run: Run, loaded: LoadedModel, config: EvaluateConfig) -> dict[str, Any]:
     """Loss on the stage's validation split and exact match on every held-out set; writes evaluation/ of the stage."""
     folder = run.run / loaded.stage / "evaluation"
+    results, rows = _match_sets(run, loaded, config)
+    results["loss"] = _losses(run, loaded)
+    for name, answered in rows.items():
+        write_rows(folder / f"{name}.jsonl", answered)
+    write_json(folder / "results.json", results)
+    return results
+
+
+def _match_sets(
+    run: Run, loaded: LoadedModel, config: EvaluateConfig
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """The results without loss, and for each held-out set the rows of its examples."""
     results: dict[str, Any] = {
         "format_version": 1,
         "stage": loaded.stage,
@@ -134,22 +146,21 @@ def evaluate_run(run: Run, loaded: LoadedModel, config: EvaluateConfig) -> dict[
             "match": "exact after collapsing white space",
             "limit": config.limit,
         },
-        "loss": _losses(run, loaded),
+        "loss": {},
         "sets": {},
     }
+    rows = {}
     for name, source in config.sets.items():
         examples = list(run.examples_of([source]))[: config.limit]
-        figures, rows = exact_match(loaded.engine, examples, config.max_new_tokens, config.batch_size)
+        figures, rows[name] = exact_match(loaded.engine, examples, config.max_new_tokens, config.batch_size)
         results["sets"][name] = figures
-        write_rows(folder / f"{name}.jsonl", rows)
         low, high = figures["interval_95"]
         run.console.print(
             f"evaluate: {name}: {figures['correct']} of {figures['examples']} exact, "
             f"{figures['accuracy']:.1%} (95%: {low:.1%} to {high:.1%})",
             highlight=False,
         )
-    write_json(folder / "results.json", results)
-    return results
+    return results, rows
 
 
 def _losses(run: Run, loaded: LoadedModel) -> dict[str, Any]:
@@ -168,19 +179,21 @@ def _losses(run: Run, loaded: LoadedModel) -> dict[str, Any]:
 def evaluate_reference(
     reference: str, limit: int | None, examples: str | None, output: Path | None, device: str
 ) -> dict[str, Any]:
-    """`leveret evaluate`: the recipe's sets, or one file of examples, with the model that `reference` names."""
+    """`leveret evaluate`: the recipe's sets, or one file of examples, with the model that `reference` names.
+
+    Written to the stage's evaluation/ only where it is the whole of it: every example, the newest checkpoint.
+    """
     loaded = load_model(reference, device)
     run = Run(loaded.recipe, Path.cwd(), loaded.run.path, Console(stderr=True), device)
-    config = loaded.recipe.evaluate.model_copy(update={"limit": limit or loaded.recipe.evaluate.limit})
-    if examples is None and output is None:
+    config = loaded.recipe.evaluate
+    newest = loaded.step == steps_on_disk(loaded.run / loaded.stage / "checkpoints")[-1]
+    if limit is None and examples is None and output is None and newest:
         return evaluate_run(run, loaded, config)
     sets = {"examples": ExamplesConfig(paths=[examples])} if examples else config.sets
-    figures: dict[str, Any] = {}
-    rows: list[dict[str, Any]] = []
-    for name, source in sets.items():
-        chosen = list(run.examples_of([source]))[: config.limit]
-        figures[name], answered = exact_match(loaded.engine, chosen, config.max_new_tokens, config.batch_size)
-        rows += [{"set": name} | row for row in answered]
+    config = config.model_copy(update={"limit": limit or config.limit, "sets": sets})
+    results, rows = _match_sets(run, loaded, config)
+    if examples is None:
+        results["loss"] = _losses(run, loaded)
     if output is not None:
-        write_rows(output, rows)
-    return figures
+        write_rows(output, [{"set": name} | row for name, answered in rows.items() for row in answered])
+    return results

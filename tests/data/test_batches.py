@@ -148,12 +148,12 @@ def test_packed_rows(tmp_path: Path) -> None:
 
 def test_padding_is_never_learnt_from(tmp_path: Path) -> None:
     """Even where the padding is an ordinary token of the text."""
-    lengths = [2, 3, LENGTH, LENGTH + 1]
+    lengths = [1, 2, 3, LENGTH, LENGTH + 1]
     documents = [[PAD] * length for length in lengths]
     starts = np.cumsum([0, *lengths[:-1]])
     split = make_split(tmp_path / "s", documents, np.stack([starts, np.array(lengths)], axis=1).astype(np.int64))
     for tell in (False, True):
-        batch = Batches(split, 4, LENGTH, pad_id=PAD, tell_documents=tell).of_windows(np.arange(4))
+        batch = Batches(split, 5, LENGTH, pad_id=PAD, tell_documents=tell).of_windows(np.arange(5))
         assert (batch.inputs == PAD).all()
         assert (batch.targets != IGNORED).sum(1).tolist() == [length - 1 for length in lengths]
 

@@ -194,6 +194,13 @@ def test_a_shortened_shard_is_refused(tmp_path: Path) -> None:
         store.split("train")
 
 
+@pytest.mark.parametrize("documents", [[[]], [[7]]])
+def test_too_few_tokens_for_one_window_are_refused(tmp_path: Path, documents: list[list[int]]) -> None:
+    store = write(tmp_path / "shards", documents)
+    with pytest.raises(UserError, match="too few to read; prepare more documents"):
+        store.split("train")
+
+
 @pytest.mark.parametrize("tokens", [2, 7, 8, 9, 14, 15, 16, 100])
 def test_windows_cover_the_tokens(tokens: int) -> None:
     windows = concatenated_windows(tokens, 7).tolist()

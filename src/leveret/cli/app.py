@@ -57,7 +57,7 @@ def _open(
     console = Console(stderr=True, soft_wrap=True)
     if smoke:
         recipe = shrink(recipe, console)
-    folder = run_dir or Path("runs") / (f"{recipe.name}-smoke" if smoke else recipe.name)
+    folder = run_dir or Path("runs") / recipe.name
     return Run(recipe, base, folder, console, device, copy_data, start_from)
 
 
@@ -126,13 +126,13 @@ def finetune(
 @app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run: DIR or name, /STAGE and @STEP after it if wished.")],
-    limit: Annotated[int | None, typer.Option(help="Examples used of each held-out set.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples used of each held-out set.")] = None,
     examples: Annotated[
         str | None,
         typer.Option(help="Match this file's examples instead of the recipe's sets (jsonl, raw text, or A.txt,B.txt)."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write one JSON line for each example here. [the run's evaluation/]")
+        Path | None, typer.Option(help="Write one JSON line for each example here, and leave the run as it is.")
     ] = None,
     device: Device = "auto",
 ) -> None:

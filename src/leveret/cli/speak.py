@@ -27,7 +27,7 @@ def generate(
     run: RunName,
     prompt: Annotated[str, typer.Argument(help="What to answer, or (base models) to go on with.")],
     raw: Annotated[bool, typer.Option("--raw", help="No chat template, even for a fine-tuned model.")] = False,
-    samples: Annotated[int, typer.Option("-n", "--samples", help="How many answers.")] = 1,
+    samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="How many answers.")] = 1,
     max_new_tokens: MaxNew = None,
     temperature: Temperature = None,
     top_k: Annotated[int | None, typer.Option(help="Keep this many most probable tokens.")] = None,
@@ -129,16 +129,17 @@ def _one_command(model: LoadedModel, instruction: str, run: bool, max_new_tokens
         typer.secho(f"careful: this {', '.join(reasons)}", fg="red", err=True)
     if not run:
         return 0
-    if not command or input("run it? [y/N] ").strip().lower() not in ("y", "yes"):
+    print("run it? [y/N] ", end="", file=sys.stderr, flush=True)
+    if not command or sys.stdin.readline().strip().lower() not in ("y", "yes"):
         return 1
     return subprocess.run(["bash", "-c", command], check=False).returncode
 
 
 def bench(
     run: RunName,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 16,
-    new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 128,
-    repeat: Annotated[int, typer.Option(help="Rounds; the median is reported.")] = 5,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 16,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 128,
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds; the median is reported.")] = 5,
     device: Device = "auto",
 ) -> None:
     """Speed of generation: one stream, greedy."""

@@ -160,7 +160,7 @@ class Batches:
         """Fills in which document each token of a row belongs to, and its place in it."""
         token = np.arange(start, start + used)
         number = np.searchsorted(self.split.starts, token, side="right") - 1
-        documents[:used] = number - number[0]
+        documents[:used] = number - number[:1]
         documents[used:] = documents[used - 1] + 1 if used else 0  # the filling is a document of its own
         positions[:used] = token - np.maximum(self.split.starts[number], start)
         positions[used:] = np.arange(len(positions) - used)

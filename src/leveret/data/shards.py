@@ -212,6 +212,8 @@ class TokenSplit:
         self.masks = [load(shard["mask"]) for shard in facts["shards"] if "mask" in shard]
         self.starts: IntArray = load(facts["starts"])
         self.windows: IntArray = load(facts["windows"])
+        if not len(self.windows):
+            raise UserError(f"a split of {folder} has {self.tokens} tokens, too few to read; prepare more documents")
         self.ends = np.cumsum([len(shard) for shard in self.shards])
         if int(self.ends[-1]) != self.tokens:
             raise UserError(f"the shards in {folder} are shorter than their manifest says; prepare the data again")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from leveret.errors import UserError
-
-Precision = Literal["auto", "bf16", "fp32"]
+from leveret.hardware.config import Precision
 
 
 def pick_device(wanted: str = "auto") -> torch.device:

@@ -2,8 +2,8 @@
 
     prompts --> one pass over each --> key/value cache --> a token at a time --> stop tokens, stop strings --> text
 
-Past the context length the window slides: a quarter of the oldest tokens is dropped and the rest is read again, so
-that positions stay within what the model was trained on.
+Past the context length the window slides: only the newest tokens are kept, three quarters of the context, and read
+again, so that positions stay within what the model was trained on.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class _Sequence:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     given: int = 0
+    start: int = 0  # of the window that the model reads, in history
     finish: Literal["stop", "length"] | None = None
 
 
@@ -125,11 +126,14 @@ class Engine:
                 logits_BV = self._forward(cache, last, torch.ones_like(cache.lengths))
 
     def _read(self, cache: KeyValueCache, sequences: list[_Sequence]) -> Tensor:
-        """Reads each sequence into the empty cache; one that fills the context loses its oldest quarter first."""
-        rows = []
+        """Reads each sequence's window into the empty cache; one that outgrew the context slides first.
+
+        The others keep theirs, so that what a sequence reads does not depend on its neighbours.
+        """
         for sequence in sequences:
-            full = len(sequence.history) >= self.context
-            rows.append(sequence.history[-(self.context - max(1, self.context // 4)) :] if full else sequence.history)
+            if len(sequence.history) - sequence.start > self.context:
+                sequence.start = len(sequence.history) - (self.context - self.context // 4)
+        rows = [sequence.history[sequence.start :] for sequence in sequences]
         longest = max(len(row) for row in rows)
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.device)
         return self._forward(cache, ids, torch.tensor([len(row) for row in rows], device=self.device))
@@ -143,7 +147,7 @@ class Engine:
             hidden = self.model.hidden(ids_BT, positions, mask, cache)
             last = hidden[torch.arange(len(real), device=self.device), real - 1]
             cache.advance(real)
-            return self.model.head(last)
+            return self.model.head(last)[:, : self.tokenizer.vocab_size]  # without rows that pad the table
 
     def _take(self, sequence: _Sequence, token: int, config: SamplingConfig) -> None:
         """Adds a token to a sequence, and ends it where it ends."""

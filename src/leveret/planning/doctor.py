@@ -9,7 +9,7 @@ from pathlib import Path
 
 from leveret.hardware.device import environment, pick_device, pick_dtype
 from leveret.hardware.peak import peak_flops
-from leveret.run import cache_dir
+from leveret.rundir import cache_dir
 
 EXTRAS = ("transformers", "lm_eval", "fastapi", "gguf", "openai")
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from leveret.config import Config
-from leveret.hardware.device import Precision
+from leveret.hardware.config import Precision
 
 
 class OptimizerConfig(Config):

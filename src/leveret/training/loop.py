@@ -109,10 +109,11 @@ def train(trainer: Trainer) -> dict[str, Any]:
         trainer.model.compile(dynamic=False)
     metrics = MetricsLog(trainer.folder, begin)
     meter = Meter(config.batch_size * trainer.batches.length, seconds, begin)
+    done = begin
     with Signals() as signals, Display(trainer.console, trainer.label, total, begin) as display:
         if begin:
             display.say(f"going on from step {begin}")
-            if not metrics.validated(begin) and begin % eval_every == 0:
+            if not metrics.validated(begin) and (begin % eval_every == 0 or begin == total):
                 _validate(trainer, begin, metrics, display)
         for step in range(begin, total):
             lr = learning_rate(config.schedule, config.optimizer.lr, step, total)
@@ -122,18 +123,26 @@ def train(trainer: Trainer) -> dict[str, Any]:
                 row = {"step": done, "loss": float(loss), "lr": lr, "grad_norm": float(norm)} | meter.lap(done)
                 metrics.write(row)
                 display.update(row)
-                if not math.isfinite(row["loss"]):
-                    raise UserError(f"the loss became {row['loss']} at step {done}; lower the learning rate")
+                _check_finite(loss, norm, done)
             with meter.pause():
                 if done % checkpoint_every == 0 or last or signals.received:
+                    _check_finite(loss, norm, done)
                     _save(trainer, optimizer, done, meter.seconds, metrics.best_step())
-                if signals.received and not last:
-                    metrics.close()
-                    raise Interrupted(signals.received, done)
+                if signals.received:
+                    break
                 if done % eval_every == 0 or last:
                     _validate(trainer, done, metrics, display)
     metrics.close()
+    if signals.received:  # even in the last step: what comes after training has not been done
+        raise Interrupted(signals.received, done)
     return _summarise(trainer, total, meter.seconds)
+
+
+def _check_finite(loss: Tensor, norm: Tensor, step: int) -> None:
+    """Stops before weights that are no longer numbers are saved: a gradient that is none has just spoilt them."""
+    for name, value in (("loss", float(loss)), ("gradient norm", float(norm))):
+        if not math.isfinite(value):
+            raise UserError(f"the {name} became {value} at step {step}; lower the learning rate")
 
 
 def _resume(trainer: Trainer, optimizer: torch.optim.Optimizer) -> tuple[int, float]:

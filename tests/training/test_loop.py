@@ -1,0 +1,410 @@
+"""The loop as a whole: a tiny run, stopped and resumed, cut into micro-batches, measured against recorded losses."""
+
+import csv
+import io
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from leveret.data.batches import Batch, Batches
+from leveret.data.shards import ShardWriter, TokenStore, concatenated_windows
+from leveret.errors import UserError
+from leveret.model.config import ModelConfig
+from leveret.model.decoder import Decoder
+from leveret.training import loop
+from leveret.training.checkpoint import find_checkpoint, steps_on_disk
+from leveret.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from leveret.training.loop import Interrupted, Trainer, train, train_step
+from leveret.training.metrics import read_metrics
+from leveret.training.objective import NextToken, mean_loss
+
+CPU = torch.device("cpu")
+VOCABULARY = 23
+LENGTH = 12
+GOLDEN = Path(__file__).parents[1] / "golden"
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 1, "rope_layout": "interleaved"},
+    "gpt2": {"position": "learned", "norm": "layer", "mlp": "gelu", "attention_bias": True, "mlp_bias": True},
+    "parallel": {"residual": "parallel-shared-norm", "mlp": "relu2", "qk_norm": True, "tie_word_embeddings": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures would take most of a tiny run's time."""
+    monkeypatch.setattr(loop, "plot_training", lambda folder, title: None)
+
+
+def document(number: int, length: int) -> list[int]:
+    """A sequence with something to learn in it, made without any random generator."""
+    ids = [number % VOCABULARY]
+    for place in range(1, length):
+        ids.append((ids[-1] * 5 + number + (place * place) % 3) % VOCABULARY)
+    return ids
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """Plain documents, and a masked split of rows of two documents each as fine-tuning has them."""
+    folder = tmp_path_factory.mktemp("shards")
+    writer = ShardWriter(folder / "plain", VOCABULARY, 400)
+    for number in range(90):
+        writer.add("train" if number % 6 else "validation", document(number, 10 + number % 7), 20)
+    writer.finish({n: concatenated_windows(s.tokens, LENGTH) for n, s in writer.splits.items()}, {})
+    return TokenStore(folder / "plain")
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    folder = tmp_path_factory.mktemp("shards")
+    writer = ShardWriter(folder / "packed", VOCABULARY, 400, masked=True)
+    windows, start = [], 0
+    for row in range(40):
+        for length in (4 + row % 3, 5 + row % 2):
+            writer.add("train", document(row * 2 + length, length), 9, [i >= 2 for i in range(length)])
+        windows.append((start, 9 + row % 3 + row % 2))
+        start += windows[-1][1]
+    writer.finish({"train": np.asarray(windows)}, {})
+    return TokenStore(folder / "packed")
+
+
+def decoder(**knobs: Any) -> Decoder:
+    base = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": LENGTH,
+        "initializer_range": 0.2,
+    }
+    torch.manual_seed(1)
+    return Decoder(ModelConfig.model_validate(base | knobs))
+
+
+def settings(**changes: Any) -> TrainingConfig:
+    fields: dict[str, Any] = {
+        "steps": 12,
+        "batch_size": 8,
+        "precision": "fp32",
+        "optimizer": OptimizerConfig(lr=0.01),
+        "schedule": ScheduleConfig(warmup_steps=2, min_lr=0.001),
+        "log_every": 1,
+        "eval_every": 4,
+        "seed": 3,
+    }
+    return TrainingConfig.model_validate(fields | changes)
+
+
+def trainer(folder: Path, store: TokenStore, config: TrainingConfig, **changes: Any) -> Trainer:
+    def batches(split: str) -> Batches:
+        return Batches(store.split(split), config.batch_size, LENGTH, config.seed, tell_documents=config.document_mask)
+
+    fields: dict[str, Any] = {
+        "label": "test",
+        "model": decoder(),
+        "objective": NextToken(),
+        "batches": batches("train"),
+        "validation": batches("validation") if "validation" in store.manifest["splits"] else None,
+        "config": config,
+        "folder": folder,
+        "device": CPU,
+        "console": Console(file=io.StringIO()),
+    }
+    return Trainer(**(fields | changes))
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics but for what a clock says."""
+    clock = ("tokens_per_second", "train_seconds")
+    return [{key: value for key, value in row.items() if key not in clock} for row in read_metrics(folder)]
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(folder) if "loss" in row]
+
+
+def weights(folder: Path, step: int | None = None) -> dict[str, Tensor]:
+    found = find_checkpoint(folder / "checkpoints", step)
+    assert found is not None
+    return found.weights(decoder().config)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+class Broken(Exception):
+    """What a test throws into a run."""
+
+
+@dataclass
+class Spoilt(NextToken):
+    """The usual objective until a call is reached; then `spoil` decides."""
+
+    at: int
+    spoil: Callable[[Tensor], Tensor]
+    calls: int = field(default=0)
+
+    def loss(self, model: Decoder, batch: Batch) -> Tensor:
+        loss = super().loss(model, batch)
+        self.calls += model.training
+        return self.spoil(loss) if model.training and self.calls == self.at else loss
+
+
+def crash(loss: Tensor) -> Tensor:
+    raise Broken
+
+
+# --- stopping and going on -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, store: TokenStore) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "plot_training", lambda folder, title: None)
+        train(trainer(folder, store, settings()))
+    return folder
+
+
+@pytest.mark.parametrize("at", [5, 8, 10, 12])
+def test_after_a_crash_it_goes_on_to_the_last_bit(
+    tmp_path: Path, store: TokenStore, undisturbed: Path, at: int
+) -> None:
+    with pytest.raises(Broken):
+        train(trainer(tmp_path, store, settings(), objective=Spoilt(at, crash)))
+    assert losses(tmp_path) == losses(undisturbed)[: at - 1]
+    torch.rand(7)  # the global generator has moved since
+    train(trainer(tmp_path, store, settings(), model=decoder(initializer_range=0.1)))
+    assert figures(tmp_path) == figures(undisturbed)
+    assert same(weights(tmp_path), weights(undisturbed))
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path, store: TokenStore) -> None:
+    """Rows that came after it are gone before the first new step, so that no step stands there twice."""
+    whole = [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]  # validations at 4 and 8
+    with pytest.raises(Broken):
+        train(trainer(tmp_path, store, settings(), objective=Spoilt(11, crash)))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [*whole, 9, 10]
+    with pytest.raises(Broken):
+        train(trainer(tmp_path, store, settings(), objective=Spoilt(2, crash)))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [*whole, 9]
+
+
+@pytest.mark.parametrize("at", [6, 8])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves(
+    tmp_path: Path, store: TokenStore, undisturbed: Path, number: signal.Signals, at: int
+) -> None:
+    def send(loss: Tensor) -> Tensor:
+        os.kill(os.getpid(), number)
+        return loss
+
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=f"{number.name} at step {at}") as caught:
+        train(trainer(tmp_path, store, settings(), objective=Spoilt(at, send)))
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) is before
+    assert steps_on_disk(tmp_path / "checkpoints")[-1] == at
+    train(trainer(tmp_path, store, settings()))
+    assert figures(tmp_path) == figures(undisturbed)
+    assert same(weights(tmp_path), weights(undisturbed))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, store: TokenStore, undisturbed: Path) -> None:
+    def never(loss: Tensor) -> Tensor:
+        raise AssertionError
+
+    before = figures(undisturbed)
+    summary = train(trainer(undisturbed, store, settings(), objective=Spoilt(1, never)))
+    assert summary["steps"] == 12
+    assert figures(undisturbed) == before
+
+
+def test_a_crash_in_the_last_validation_is_made_good(tmp_path: Path, store: TokenStore, undisturbed: Path) -> None:
+    """Also where the last step is no multiple of eval_every."""
+
+    def probe(step: int, model: Decoder) -> dict[str, Any]:
+        raise Broken
+
+    config = settings(eval_every=50, checkpoint_every=50)
+    with pytest.raises(Broken):
+        train(trainer(tmp_path, store, config, probe=probe))
+    summary = train(trainer(tmp_path, store, config))
+    assert summary["final_validation_loss"] == figures(undisturbed)[-1]["validation_loss"]
+
+
+# --- cutting a batch -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "packed"])
+def test_micro_batches_do_not_change_the_run(tmp_path: Path, store: TokenStore, packed: TokenStore, kind: str) -> None:
+    """8 x 1, 4 x 2, 1 x 8, and a cut that does not come out even. eps keeps Adam from magnifying rounding errors."""
+    where = packed if kind == "packed" else store
+    optimizer = OptimizerConfig(lr=0.003, eps=1e-4)
+    runs = {}
+    for size in (8, 4, 3, 1):
+        folder = tmp_path / str(size)
+        config = settings(micro_batch_size=size, optimizer=optimizer, document_mask=kind == "packed")
+        train(trainer(folder, where, config))
+        runs[size] = folder
+    for folder in runs.values():
+        assert losses(folder) == pytest.approx(losses(runs[8]), abs=1e-6)
+        for name, weight in weights(folder).items():
+            torch.testing.assert_close(weight, weights(runs[8])[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05, 1e6])
+def test_gradients_are_clipped_together(tmp_path: Path, store: TokenStore, clip: float | None) -> None:
+    """With plain gradient descent at rate 1 the weights move by the gradient itself."""
+    run = trainer(tmp_path, store, settings(grad_clip=clip, micro_batch_size=3))
+    batch = run.batches.batch(0)
+    (NextToken().loss(run.model, batch) / batch.weight).backward()
+    gradient = {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
+    run.model.zero_grad()
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    loss, norm = train_step(run, torch.optim.SGD(run.model.parameters(), lr=9.0), batch, 1.0)
+    wanted = math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
+    assert float(norm) == pytest.approx(wanted, rel=1e-4)  # as it was before clipping
+    assert float(loss) == pytest.approx(NextToken().loss(decoder(), batch).item() / batch.weight, abs=1e-5)
+    factor = min(1.0, clip / wanted) if clip else 1.0
+    for name, parameter in run.model.named_parameters():
+        torch.testing.assert_close(before[name] - parameter.detach(), gradient[name] * factor, atol=1e-5, rtol=1e-4)
+        assert parameter.grad is None
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path, store: TokenStore, undisturbed: Path) -> None:
+    train(trainer(tmp_path, store, settings(gradient_checkpointing=True)))
+    assert losses(tmp_path) == pytest.approx(losses(undisturbed), abs=1e-6)
+
+
+# --- what is written -----------------------------------------------------------------------------------------
+
+
+def test_metrics_validations_and_summary(tmp_path: Path, store: TokenStore) -> None:
+    def probe(step: int, model: Decoder) -> dict[str, Any]:
+        torch.rand(3)  # a probe that forgot to bring its own generator does no harm here: training draws nothing
+        return {"exact": step / 100}
+
+    run = trainer(tmp_path, store, settings(steps=10, log_every=3), probe=probe)
+    summary = train(run)
+    rows = read_metrics(tmp_path)
+    trained = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in trained] == [1, 3, 6, 9, 10]
+    assert all(row["tokens"] == row["step"] * 8 * LENGTH for row in trained)
+    assert trained[-1].keys() == {"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "train_seconds"}
+    validated = [row for row in rows if "validation_loss" in row]
+    assert [(row["step"], row["exact"]) for row in validated] == [(4, 0.04), (8, 0.08), (10, 0.1)]
+    assert run.validation is not None
+    expected, _ = mean_loss(run.model, NextToken(), run.validation.in_order(20), CPU, torch.float32)
+    assert validated[-1]["validation_loss"] == expected
+    assert summary["final_validation_loss"] == expected
+    assert summary["best_validation_loss"] == min(row["validation_loss"] for row in validated)
+    assert summary["steps"] == 10
+    assert summary["tokens"] == 10 * 8 * LENGTH
+    assert summary["epochs"] == 80 / len(run.batches.split.windows)
+    assert summary["tokens_per_second"] == pytest.approx(summary["tokens"] / summary["train_seconds"], rel=0.05)
+    assert summary["mfu"] >= 0
+    assert summary["peak_source"] in ("datasheet", "measured")
+    assert summary["peak_memory_bytes"] > 1_000_000
+    assert summary["dtype"] == "float32"
+    assert summary["format_version"] == 1
+    json.dumps(summary)
+    with (tmp_path / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in table if row["loss"]] == [row["loss"] for row in trained]
+
+
+def test_without_a_validation_split(tmp_path: Path, packed: TokenStore) -> None:
+    summary = train(trainer(tmp_path, packed, settings(document_mask=True)))
+    assert summary["final_validation_loss"] is None
+    assert summary["best_validation_loss"] is None
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+
+
+def test_the_best_checkpoint_is_kept(tmp_path: Path, store: TokenStore) -> None:
+    """A rate far too high from step 8 on makes the early one the best."""
+    config = settings(steps=16, eval_every=2, keep_last=1, optimizer=OptimizerConfig(lr=0.3), grad_clip=None)
+    train(trainer(tmp_path, store, config))
+    validations = {row["step"]: row["validation_loss"] for row in read_metrics(tmp_path) if "validation_loss" in row}
+    best = min(validations, key=validations.__getitem__)
+    assert best < 16
+    assert steps_on_disk(tmp_path / "checkpoints") == [best, 16]
+
+
+def test_the_learning_rate_ends_where_training_ends(tmp_path: Path, store: TokenStore) -> None:
+    train(trainer(tmp_path, store, settings()))
+    rates = [row["lr"] for row in read_metrics(tmp_path) if "lr" in row]
+    assert rates[:2] == pytest.approx([0.005, 0.01])
+    assert rates[-1] == pytest.approx(0.001)
+    assert max(rates) == 0.01
+
+
+def test_plots_are_drawn(tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    train(trainer(tmp_path, store, settings(steps=3, eval_every=3)))
+    pictures = [tmp_path / "plots" / name for name in ("loss.png", "loss-zoomed.png", "rates.png")]
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+# --- what goes wrong -----------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_is_a_user_error(tmp_path: Path, store: TokenStore) -> None:
+    with pytest.raises(UserError, match="loss became nan at step 6; lower the learning rate"):
+        train(trainer(tmp_path, store, settings(), objective=Spoilt(6, lambda loss: loss * math.nan)))
+    assert steps_on_disk(tmp_path / "checkpoints") == [4]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda loss: loss * math.nan, lambda loss: loss + (loss - loss.detach()).sqrt()],
+    ids=["loss", "gradient only"],
+)
+def test_spoilt_weights_are_never_saved(tmp_path: Path, store: TokenStore, spoil: Callable[[Tensor], Tensor]) -> None:
+    """Between two lines of metrics, too: the command that goes on must find numbers."""
+    with pytest.raises(UserError, match="became"):
+        train(trainer(tmp_path, store, settings(log_every=50), objective=Spoilt(6, spoil)))
+    assert steps_on_disk(tmp_path / "checkpoints") == [4]
+    assert all(weight.isfinite().all() for weight in weights(tmp_path).values())
+
+
+# --- recorded losses -----------------------------------------------------------------------------------------
+
+
+def golden_run(folder: Path, name: str, store: TokenStore, packed: TokenStore) -> dict[str, Any]:
+    config = settings(
+        steps=30, eval_every=15, micro_batch_size=5, document_mask=name == "gpt2", grad_clip=0.5,
+        schedule=ScheduleConfig(kind="wsd", warmup_steps=3, decay_fraction=0.3),
+    )  # fmt: skip
+    run = trainer(folder, packed if name == "gpt2" else store, config, model=decoder(**SHAPES[name]))
+    train(run)
+    validations = [row["validation_loss"] for row in read_metrics(folder) if "validation_loss" in row]
+    return {"losses": losses(folder), "validation_losses": validations}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_golden_losses(tmp_path: Path, store: TokenStore, packed: TokenStore, name: str) -> None:
+    """30 steps in float32 as they were when this was written. After a change that is meant to change them, delete
+    the file and run this test twice: it writes what is not there, and fails for it."""
+    found = golden_run(tmp_path, name, store, packed)
+    path = GOLDEN / f"{name}.json"
+    if not path.exists():
+        path.write_text(json.dumps({key: [round(v, 6) for v in row] for key, row in found.items()}, indent=1) + "\n")
+        pytest.fail(f"{path.name} was missing and has been written: look at it, then commit it")
+    recorded = json.loads(path.read_text())
+    assert found["losses"] == pytest.approx(recorded["losses"], abs=1e-4)
+    assert found["validation_losses"] == pytest.approx(recorded["validation_losses"], abs=1e-4)
+    assert recorded["losses"][-1] < recorded["losses"][0] - 0.3
