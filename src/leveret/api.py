@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pydantic import ValidationError
 
@@ -14,7 +13,7 @@ from leveret.errors import UserError
 from leveret.hardware.device import pick_device
 from leveret.inference.config import SamplingConfig
 from leveret.inference.engine import Completion, Engine
-from leveret.model.decoder import Decoder
+from leveret.model.decoder import hollow_decoder
 from leveret.recipe import Recipe, parse_recipe
 from leveret.rundir import RunDir, find_run
 from leveret.tokenizer.template import render
@@ -100,8 +99,7 @@ def load_model(reference: str, device: str = "auto") -> LoadedModel:
     if found is None:
         raise UserError(f"{run / stage} has no checkpoint" + (f" of step {step}" if step is not None else ""))
     config = recipe.model.with_vocabulary(tokenizer.vocab_size)
-    with torch.device("meta"):
-        model = Decoder(config)
+    model = hollow_decoder(config)
     try:
         model.load_state_dict(found.weights(config), assign=True)
     except (RuntimeError, KeyError):

@@ -6,8 +6,11 @@ Letters in names and comments:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from leveret.model.config import ModelConfig
@@ -128,6 +131,21 @@ class Decoder(nn.Module):
         if (cap := self.config.logit_softcap) is not None:
             logits = cap * torch.tanh(logits / cap)
         return logits
+
+
+class _Undrawn(TorchFunctionMode):
+    """Passes over the drawing of weights: on the meta device it does nothing but import a second's worth of torch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def hollow_decoder(config: ModelConfig) -> Decoder:
+    """The decoder on the meta device: shapes without memory or values, for weights to be put in."""
+    with torch.device("meta"), _Undrawn():
+        return Decoder(config)
 
 
 def causal_mask(positions_BT: Tensor, window: int | None = None, documents_BT: Tensor | None = None) -> Tensor:

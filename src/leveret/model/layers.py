@@ -37,15 +37,16 @@ def rope_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
-    """Turns each pair of dimensions by its position's angle. cos, sin broadcast to [B, 1, T, D/2]."""
-    x = x_BHTD.to(torch.promote_types(x_BHTD.dtype, cos.dtype))
+    """Turns each pair of dimensions by its position's angle. cos, sin broadcast to [B, 1, T, D/2].
+
+    Computed in the dtype of x, as transformers does.
+    """
+    x, cos, sin = x_BHTD, cos.to(x_BHTD.dtype), sin.to(x_BHTD.dtype)
     if layout == "half":
         a, b = x.chunk(2, dim=-1)
-        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-    else:
-        a, b = x[..., 0::2], x[..., 1::2]
-        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
-    return turned.to(x_BHTD.dtype)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
 
 
 class Attention(nn.Module):
@@ -73,17 +74,19 @@ class Attention(nn.Module):
     ) -> Tensor:
         batch, tokens, _ = x_BTC.shape
         qkv = self.qkv_proj(x_BTC).view(batch, tokens, -1, self.width).transpose(1, 2)
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)  # [B, H | K | K, T, D]
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)  # [B, H + K | K, T, D]
         if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = qk.to(self.q_norm.weight.dtype).split([self.heads, self.kv_heads], dim=1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1).to(v.dtype)
         if rope is not None:
-            q, k = rotate(q, *rope, self.layout), rotate(k, *rope, self.layout)
+            qk = rotate(qk, *rope, self.layout)
+        q, k = qk.split([self.heads, self.kv_heads], dim=1)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # [B, K, S, D]
         out_BHTD = F.scaled_dot_product_attention(
             q,
             k,
-            v.to(k.dtype),
+            v,
             attn_mask=mask,
             is_causal=mask is None and tokens > 1,
             enable_gqa=self.heads > self.kv_heads,

@@ -98,10 +98,9 @@ def from_disk(disk: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tens
 
 
 def _memory_names(config: ModelConfig) -> list[str]:
-    from leveret.model.decoder import Decoder
+    from leveret.model.decoder import hollow_decoder
 
-    with torch.device("meta"):
-        return list(Decoder(config).state_dict())
+    return list(hollow_decoder(config).state_dict())
 
 
 def _gpt2_name(name: str) -> str:
