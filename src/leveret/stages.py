@@ -16,6 +16,7 @@ from leveret.errors import UserError
 from leveret.evaluation.config import EvaluateConfig
 from leveret.evaluation.exact_match import exact_match, write_rows
 from leveret.evaluation.loss import held_out_loss
+from leveret.hardware.allocator import keep_freed_memory
 from leveret.hardware.device import environment, pick_device
 from leveret.inference.config import SamplingConfig
 from leveret.inference.engine import Engine
@@ -100,6 +101,8 @@ def _train(
         console=run.console,
         probe=lambda step, trained: write_samples(run, trained, tokenizer, folder / "samples.md", step),
     )
+    if device.type == "cpu":
+        keep_freed_memory()
     write_json(run.run / "environment.json", environment(device))
     write_json(folder / "summary.json", train(trainer))
 

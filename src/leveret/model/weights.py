@@ -45,6 +45,13 @@ def family(config: ModelConfig) -> str:
     return "gpt2" if gpt2 else "llama"
 
 
+def projection_rows(name: str, rows: int, config: ModelConfig) -> list[int]:
+    """The rows of each projection in a matrix in memory: those of q, k, v or gate, up where they are fused."""
+    if "qkv_proj" in name:
+        return [heads * config.head_width for heads in (config.num_attention_heads, config.kv_heads, config.kv_heads)]
+    return [rows // 2] * 2 if "gate_up_proj" in name else [rows]
+
+
 def to_disk(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """A decoder's state (or anything of its shape, such as an optimizer's moments) under the names on disk."""
     out: dict[str, Tensor] = {}
@@ -55,8 +62,7 @@ def to_disk(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tenso
         elif family(config) == "gpt2":
             out[_gpt2_name(name)] = tensor.t() if _transposed(name) else tensor
         elif "qkv_proj" in name:
-            sizes = [n * config.head_width for n in (config.num_attention_heads, config.kv_heads, config.kv_heads)]
-            for part, piece in zip("qkv", tensor.split(sizes), strict=True):
+            for part, piece in zip("qkv", tensor.split(projection_rows(name, len(tensor), config)), strict=True):
                 turned = part != "v" and config.rope_layout == "interleaved"
                 piece = _to_half(piece, config.head_width) if turned else piece
                 out["model." + name.replace("qkv_proj", f"{part}_proj")] = piece

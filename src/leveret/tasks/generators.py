@@ -15,6 +15,7 @@ from leveret.data.examples import Example, one_turn
 from leveret.data.sources import Document
 from leveret.errors import UserError
 from leveret.tasks.arithmetic import ArithmeticOptions, as_documents, as_pairs
+from leveret.tasks.shell.drills import DrillOptions, drills
 from leveret.tasks.shell.lessons import LessonOptions, lessons
 from leveret.tasks.shell.pairs import ShellOptions, pairs
 
@@ -54,6 +55,11 @@ def _shell_lessons(**options: Any) -> Iterator[Document]:
         yield Document(text, "shell-lessons")
 
 
+def _shell_drills(**options: Any) -> Iterator[Document]:
+    for text in drills(_checked(DrillOptions, options, "shell-drills")):
+        yield Document(text, "shell-drills")
+
+
 def _arithmetic_lines(**options: Any) -> Iterator[Document]:
     for text in as_documents(_checked(ArithmeticOptions, options, "arithmetic")):
         yield Document(text, "arithmetic")
@@ -62,5 +68,6 @@ def _arithmetic_lines(**options: Any) -> Iterator[Document]:
 EXAMPLES: Mapping[str, Callable[..., Iterable[Example]]] = {"shell": _shell, "arithmetic": _arithmetic}
 DOCUMENTS: Mapping[str, Callable[..., Iterable[Document]]] = {
     "shell-lessons": _shell_lessons,
+    "shell-drills": _shell_drills,
     "arithmetic": _arithmetic_lines,
 }

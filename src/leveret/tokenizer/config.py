@@ -23,8 +23,8 @@ class TokenizerConfig(Config):
     ranks_file: str | None = None
     """tiktoken: a ranks file (`base64 rank` per line) to read in place of tiktoken's own download or cache."""
     pattern: Literal["gpt2", "cl100k", "words"] = "gpt2"
-    """bpe: how text is cut before merging. `words` makes every space, digit and punctuation mark a token of its
-    own, so that a value is tokenised the same wherever it stands; best for copying values in small models."""
+    """bpe: how text is cut before merging. `words` never joins a word with the punctuation
+    beside it and makes every digit a token of its own, so that parts of a path or a number can be copied one by one."""
     special_tokens: list[str] = []
     """Trained kinds: the special tokens, in id order from 0."""
     bos_token: str | None = None

@@ -14,7 +14,7 @@ PATTERNS = {
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
-    "words": r"[\p{L}\p{M}]+|[\s\S]",
+    "words": r" ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]|\s",
 }
 
 # Emoji with joiners and skin tones, scripts written right to left and without spaces, combining marks, byte noise,

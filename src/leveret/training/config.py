@@ -11,8 +11,13 @@ from leveret.hardware.config import Precision
 
 
 class OptimizerConfig(Config):
-    """AdamW (Loshchilov and Hutter, 2019). Matrices are decayed, norms and biases are not."""
+    """AdamW (Loshchilov and Hutter, 2019), or Muon for the blocks' matrices and AdamW for the rest.
 
+    Matrices are decayed, norms and biases are not.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """Muon (Jordan et al., 2024) learns more from a token; its updates are scaled to AdamW's size."""
     lr: float = Field(3e-4, gt=0)
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -21,6 +26,10 @@ class OptimizerConfig(Config):
     """Added to the root of the second moment."""
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled decay of matrices."""
+    muon_lr: float | None = Field(None, gt=0)
+    """muon: peak learning rate of the blocks' matrices. None: lr."""
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    """muon: decay of the running mean of the gradient."""
     decay_embeddings: bool = True
     """Whether the embedding tables are decayed too."""
 

@@ -82,7 +82,7 @@ def train_step(trainer: Trainer, optimizer: torch.optim.Optimizer, batch: Batch,
         total += loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), config.grad_clip or math.inf)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total, norm

@@ -5,14 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from leveret.model.decoder import Decoder
+from leveret.model.weights import projection_rows
 from leveret.training.config import OptimizerConfig
+from leveret.training.muon import Muon
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def make_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer that the config names, over all parameters of the model."""
+    named = dict(model.named_parameters())
+    if config.kind == "adamw":
+        return _adamw(named, config)
+    matrices = {name: p for name, p in named.items() if name.startswith("layers.") and p.dim() == 2}
+    rest = {name: p for name, p in named.items() if name not in matrices}
+    return Muon(
+        list(matrices.values()),
+        [projection_rows(name, parameter.shape[0], model.config) for name, parameter in matrices.items()],
+        _adamw(rest, config),
+        lr_scale=(config.muon_lr or config.lr) / config.lr,
+        momentum=config.muon_momentum,
+        weight_decay=config.weight_decay,
+    )
+
+
+def _adamw(named: dict[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW in two groups: matrices with weight decay, and the rest (norms, biases, perhaps tables) without."""
     decayed: list[nn.Parameter] = []
     level: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in named.items():
         is_table = name.startswith("embed_")
         decay = parameter.dim() > 1 and (config.decay_embeddings or not is_table)
         (decayed if decay else level).append(parameter)
@@ -20,7 +40,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": level, "weight_decay": 0.0},
     ]
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    fused = next(iter(named.values())).device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 

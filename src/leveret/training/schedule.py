@@ -10,10 +10,11 @@ from leveret.training.config import ScheduleConfig
 def learning_rate(config: ScheduleConfig, peak: float, step: int, total: int) -> float:
     """The rate of a step, counting steps from 0; the last one is total - 1.
 
-    Warm-up is linear from peak / warm-up steps to the peak. After it cosine and linear fall to min_lr, which the last
-    step uses; wsd stays at the peak until its final linear decay.
+    Warm-up is linear from peak / warm-up steps to the peak, and takes at most half of the steps. After it cosine and
+    linear fall to min_lr, which the last step uses; wsd stays at the peak until its final linear decay.
     """
     warmup = config.warmup_steps if config.warmup_steps is not None else round(config.warmup_fraction * total)
+    warmup = min(warmup, total // 2)
     if step < warmup:
         return peak * (step + 1) / warmup
     if config.kind == "constant":
