@@ -18,7 +18,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/leveret run quickstart --run-dir runs/quickstart
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long

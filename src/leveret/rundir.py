@@ -57,6 +57,10 @@ class RunDir:
         return known is not None and known["inputs"] == inputs and known["finished"] is not None
 
     def begin(self, stage: str, inputs: dict[str, str]) -> None:
+        """Notes that a stage is being made; a model trained from its result is no longer this run's last."""
+        for later in TRAINED[TRAINED.index(stage) + 1 :] if stage in TRAINED else ():
+            if known := self.state()["stages"].get(later):
+                self._record(later, known | {"finished": None})
         self._record(stage, {"inputs": inputs, "finished": None, "seconds": None})
 
     def finish(self, stage: str, inputs: dict[str, str], seconds: float) -> None:

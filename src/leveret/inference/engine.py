@@ -36,9 +36,8 @@ class Completion:
 class _Sequence:
     """One prompt on its way."""
 
-    row: int
     history: list[int]
-    prompt_length: int
+    end: int | None
     generator: torch.Generator
     decoder: IncrementalDecoder
     tokens: list[int] = field(default_factory=list)
@@ -71,22 +70,22 @@ class Engine:
 
         With ignore_end the end token is a token like others, so that a length is certain (for measuring speed).
         """
-        sequences = self._sequences(prompts, config)
-        self._end = None if ignore_end else self.tokenizer.eos_id
+        if not prompts:
+            return []
+        sequences = self._sequences(prompts, config, None if ignore_end else self.tokenizer.eos_id)
         for _ in self._run(sequences, config):
             pass
         return [Completion(s.text, s.tokens, s.finish or "length") for s in sequences]
 
     def stream(self, prompt: Sequence[int], config: SamplingConfig) -> Iterator[str]:
         """Yields the answer to one prompt as it comes, never half a character or part of a stop string."""
-        self._end = self.tokenizer.eos_id
-        for sequence in self._run(self._sequences([prompt], config), config):
+        for sequence in self._run(self._sequences([prompt], config, self.tokenizer.eos_id), config):
             held = 0 if sequence.finish else _held_back(sequence.text, config.stop)
             if len(sequence.text) - held > sequence.given:
                 yield sequence.text[sequence.given : len(sequence.text) - held]
                 sequence.given = len(sequence.text) - held
 
-    def _sequences(self, prompts: Sequence[Sequence[int]], config: SamplingConfig) -> list[_Sequence]:
+    def _sequences(self, prompts: Sequence[Sequence[int]], config: SamplingConfig, end: int | None) -> list[_Sequence]:
         sequences = []
         for row, prompt in enumerate(prompts):
             if not prompt:
@@ -97,7 +96,7 @@ class Engine:
             else:
                 generator.manual_seed(config.seed + row)
             decoder = IncrementalDecoder(self.tokenizer)
-            sequences.append(_Sequence(row, list(prompt), len(prompt), generator, decoder))
+            sequences.append(_Sequence(list(prompt), end, generator, decoder))
         return sequences
 
     @torch.inference_mode()
@@ -151,7 +150,7 @@ class Engine:
 
     def _take(self, sequence: _Sequence, token: int, config: SamplingConfig) -> None:
         """Adds a token to a sequence, and ends it where it ends."""
-        if token == self._end:
+        if token == sequence.end:
             sequence.finish = "stop"
             sequence.text += sequence.decoder.flush()
             return

@@ -110,9 +110,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["format_version"] != FORMAT_VERSION:
+            raise ValueError("it is of another format version")
         wrong = [name for name, digest in manifest["files"].items() if file_sha256(folder / name) != digest]
         state = json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {folder} is not whole ({error})") from None
     if wrong:
         raise UserError(f"checkpoint {folder} is damaged: {', '.join(wrong)} differs from its hash")

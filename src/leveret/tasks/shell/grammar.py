@@ -27,7 +27,7 @@ from leveret.data.leaks import content_words
 
 REFERENCE = re.compile(r"\{([A-Za-z0-9_-]+(?:#\d+)?)\}")
 RANGE = re.compile(r"(\d+)-(\d+)$")
-DISTINCT = 0.4
+DISTINCT = 0.5
 """Jaccard index of content words below which a wording counts as another way of saying it."""
 OPEN_TYPE = 200
 """A slot type with at least this many values keeps some of them out of training."""
@@ -64,10 +64,13 @@ class Slots:
         )
 
     def draw_side(self, kind: str, new: bool, rng: random.Random) -> Value:
-        """A value on the wanted side of the hold-out. Types with few values are all training."""
+        """A value on the wanted side of the hold-out. Types with few values, and values that the grammar spells out
+        (common names such as /usr/local), are all training."""
         while True:
             value = self.draw(kind, rng)
-            if not self.is_open(kind) or is_new(value.typed) == new:
+            if not self.is_open(kind):
+                return value
+            if (is_new(value.typed) and value.typed not in self.types.get(kind, ())) == new:
                 return value
 
     def is_open(self, kind: str) -> bool:
@@ -135,19 +138,19 @@ class Intent:
 
     @cached_property
     def new_pairs(self) -> list[tuple[Option, Option]]:
-        """Pairs of options never seen together in training: a quarter of them, and at least one of three.
+        """Pairs of options never seen together in training: a quarter of them, where there are at least four options.
 
-        Each option stays in company with some other in training.
+        Each option keeps company with at least two others in training.
         """
         ranked = sorted(self.pairs_of_options, key=lambda pair: self._rank(pair[0].name + pair[1].name))
         chosen: list[tuple[Option, Option]] = []
         for pair in ranked:
             rest = [p for p in self.pairs_of_options if p not in chosen and p != pair]
-            if all(any(option in p for p in rest) for option in self.options):
+            if all(sum(option in p for p in rest) >= 2 for option in self.options):
                 chosen.append(pair)
             if len(chosen) >= max(1, len(ranked) // 4):
                 break
-        return chosen if len(self.options) >= 3 else []
+        return chosen
 
     @cached_property
     def trained_pairs(self) -> list[tuple[Option, Option]]:

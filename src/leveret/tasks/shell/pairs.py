@@ -83,7 +83,7 @@ def _company(intent: Intent, rng: random.Random) -> tuple[Option, ...]:
     """No option, one, or two that training may see together."""
     if not intent.options:
         return ()
-    number = rng.choices([0, 1, 2], [2, 3, 5])[0]
+    number = rng.choices([0, 1, 2], [2, 2, 6])[0]
     if number == 2 and intent.trained_pairs:
         return rng.choice(intent.trained_pairs)
     return (rng.choice(intent.options),) if number else ()
