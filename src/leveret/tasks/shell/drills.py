@@ -14,10 +14,10 @@ from leveret.config import Config
 from leveret.tasks.shell.grammar import load_grammar
 
 KINDS = (
-    "branch", "container", "count", "date", "dir", "domain", "email", "file", "folder", "glob", "host", "image", "ip",
-    "key", "message", "package", "port", "text", "url", "user", "version", "word",
+    "branch", "container", "count", "date", "dir", "domain", "email", "envvar", "file", "folder", "glob",
+    "host", "image", "ip", "key", "message", "package", "port", "text", "url", "user", "version", "word",
 )  # fmt: skip
-QUOTES = ("{}", "'{}'", '"{}"', "--{}", "={}")
+QUOTES = ("{}", "'{}'", '"{}"', "--{}", "={}", "s/{}/", "{}:", "/{}", "@{}")
 
 
 class DrillOptions(Config):
