@@ -143,7 +143,7 @@ MISTAKES = {
     "small vocabulary": ("model.vocab_size=300", "model.vocab_size 300 is smaller than tokenizer.vocab_size 320"),
     "no generator": (
         "data.sources=[{kind: generated, generator: magic}]",
-        "no generator 'magic'; there are: arithmetic, shell-lessons",
+        "no generator 'magic'; there are: arithmetic, shell-drills, shell-lessons",
     ),
 }
 

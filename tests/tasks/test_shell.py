@@ -287,9 +287,10 @@ def test_held_out_sets_need_options_that_may_not_meet() -> None:
         trained = {frozenset((a.name, b.name)) for a, b in intent.trained_pairs}
         assert held.isdisjoint(trained)
         assert len(held | trained) == len(intent.options) * (len(intent.options) - 1) // 2
-        if len(intent.options) >= 3:
-            assert held
-            assert {name for names in trained for name in names} == {o.name for o in intent.options}
+        assert bool(held) == (len(intent.options) >= 4)
+        if held:  # each option is trained beside at least two others
+            company = Counter(name for names in trained for name in names)
+            assert all(company[option.name] >= 2 for option in intent.options)
 
 
 # --- determinism ---------------------------------------------------------------------------------------------

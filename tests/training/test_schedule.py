@@ -48,9 +48,15 @@ def test_wsd_is_level_until_its_decay() -> None:
     assert found[9:70] == [PEAK] * 61
     assert found[70:] == pytest.approx([PEAK * (1 - (n + 1) / 30) for n in range(30)], abs=1e-12)
     # A decay longer than what the warm-up leaves begins after it.
-    assert rates(10, kind="wsd", warmup_steps=6, decay_fraction=0.9)[5:] == pytest.approx(
-        [PEAK * (1 - n / 4) for n in range(5)], abs=1e-12
+    assert rates(10, kind="wsd", warmup_steps=4, decay_fraction=0.9)[3:] == pytest.approx(
+        [PEAK * (1 - n / 6) for n in range(7)], abs=1e-12
     )
+
+
+def test_a_warm_up_takes_at_most_half_of_the_steps() -> None:
+    found = rates(10, kind="linear", warmup_steps=700)
+    assert found[4] == PEAK
+    assert found[-1] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_constant_stays() -> None:
