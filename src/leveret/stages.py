@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from leveret.training.checkpoint import Checkpoint, find_checkpoint, steps_on_di
 from leveret.training.config import TrainingConfig
 from leveret.training.loop import Trainer, train
 from leveret.training.objective import NextToken
+
+SAMPLES = re.compile(r"^(?=## Step \d+$)", re.MULTILINE)
+"""Where samples.md is cut into steps."""
 
 
 def new_model(run: Run, tokenizer: Tokenizer, seed: int, device: torch.device) -> Decoder:
@@ -99,6 +103,7 @@ def _train(
         folder=folder,
         device=device,
         console=run.console,
+        recipe=(run.run / "recipe.yaml").read_text(encoding="utf-8"),
         probe=lambda step, trained: write_samples(run, trained, tokenizer, folder / "samples.md", step),
     )
     if device.type == "cpu":
@@ -108,7 +113,7 @@ def _train(
 
 
 def write_samples(run: Run, model: Decoder, tokenizer: Tokenizer, path: Path, step: int) -> dict[str, Any]:
-    """Appends greedy continuations of the recipe's prompts to samples.md."""
+    """Adds greedy continuations of the recipe's prompts to samples.md, in the place of this step's and later ones."""
     if run.recipe.sample_prompts:
         model.eval()
         engine = Engine(model, tokenizer)
@@ -116,10 +121,10 @@ def write_samples(run: Run, model: Decoder, tokenizer: Tokenizer, path: Path, st
         prompts = run.recipe.sample_prompts
         answers = engine.generate([tokenizer.encode(prompt) for prompt in prompts], config)
         model.train()
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"## Step {step}\n\n")
-            for prompt, answer in zip(prompts, answers, strict=True):
-                file.write(f"```text\n{prompt}{answer.text}\n```\n\n")
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        kept = [part for part in SAMPLES.split(before) if part and int(part.split(maxsplit=3)[2]) < step]
+        texts = [f"```text\n{prompt}{answer.text}\n```\n\n" for prompt, answer in zip(prompts, answers, strict=True)]
+        path.write_text("".join([*kept, f"## Step {step}\n\n", *texts]), encoding="utf-8")
     return {}
 
 

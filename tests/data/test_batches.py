@@ -185,14 +185,14 @@ def test_empty_documents_are_passed_over(tmp_path: Path) -> None:
 def test_in_order_covers_the_split_once(tmp_path: Path) -> None:
     batches = Batches(counting(tmp_path / "s", 11), 4, LENGTH, seed=5)
     for most in (None, 3, 100):
-        every = batches.in_order(most)
+        every = list(batches.in_order(most))
         assert [len(batch.inputs) for batch in every] == [4, 4, 3]
         assert [row for batch in every for row in rows_of(batch)] == list(range(11))
 
 
 def test_in_order_spreads_a_few_batches(tmp_path: Path) -> None:
     batches = Batches(counting(tmp_path / "s", 41), 4, LENGTH)
-    few = batches.in_order(3)
+    few = list(batches.in_order(3))
     rows = [row for batch in few for row in rows_of(batch)]
     assert [len(batch.inputs) for batch in few] == [4, 4, 4]
     assert rows == sorted(set(rows)), "no window twice"

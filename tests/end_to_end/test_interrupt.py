@@ -14,19 +14,20 @@ from tiny_project import Command, write_project
 
 STEPS = 200
 SETTINGS = [
-    f"pretrain.steps={STEPS}", "pretrain.eval_every=100", "pretrain.checkpoint_every=20", "pretrain.log_every=1",
-    "pretrain.keep_last=3", "sample_prompts=[]",
+    f"pretrain.steps={STEPS}", "pretrain.eval_every=20", "pretrain.checkpoint_every=20", "pretrain.log_every=1",
+    "pretrain.keep_last=3",
 ]  # fmt: skip
 
 
-def outcome(run: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """What must be equal: the metrics but for the clock's, and the hashes of the last checkpoint's tensors."""
+def outcome(run: Path) -> tuple[list[dict[str, Any]], str, dict[str, str]]:
+    """What must be equal: metrics but for the clock's, samples, and the hashes of the last checkpoint's tensors."""
     clocks = {"tokens_per_second", "train_seconds"}
     lines = (run / "pretrain" / "metrics.jsonl").read_text().splitlines()
     rows = [{key: value for key, value in json.loads(line).items() if key not in clocks} for line in lines]
     last = run / "pretrain" / "checkpoints" / f"step-{STEPS:08d}"
     files = json.loads((last / "manifest.json").read_text())["files"]
-    return rows, {name: digest for name, digest in files.items() if name.endswith(".safetensors")}
+    samples = (run / "pretrain" / "samples.md").read_text()
+    return rows, samples, {name: digest for name, digest in files.items() if name.endswith(".safetensors")}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(project: Path, leveret: Command) -> Path:
     """A run that nobody stopped."""
     leveret("pretrain", "tiny.yaml", *SETTINGS, "--run-dir", "undisturbed", cwd=project)
-    rows, _ = outcome(project / "undisturbed")
+    rows, _, _ = outcome(project / "undisturbed")
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
     return project / "undisturbed"
 

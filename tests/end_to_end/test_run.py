@@ -53,8 +53,11 @@ def test_a_run_leaves_the_files_that_the_design_promises(tiny: TinyRun) -> None:
         assert (folder / "checkpoints" / "latest").read_text().strip() == last
         files = {path.name for path in (folder / "checkpoints" / last).iterdir()}
         assert files == {
-            "model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "manifest.json"
+            "model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "recipe.yaml",
+            "manifest.json",
         }  # fmt: skip
+        kept = (folder / "checkpoints" / last / "recipe.yaml").read_text()
+        assert kept == (tiny.path / "recipe.yaml").read_text()
     assert not list(tiny.path.rglob("*.partial"))
     for name in ("state.json", "audit.json", "pretrain/summary.json", "finetune/evaluation/results.json"):
         assert read(tiny.path / name)["format_version"] == 1, name

@@ -1,10 +1,11 @@
-"""Every shipped recipe goes the whole way in its smoke form, without a network."""
+"""Every shipped recipe goes the whole way in its smoke form, without a network, and its model does what README says."""
 
 import json
 import time
 from pathlib import Path
 
 import pytest
+from readme import ABOUT_A_RUN, commands
 from tiny_project import Command
 
 from leveret.recipe import load_recipe, shipped_recipes
@@ -18,10 +19,10 @@ def test_a_recipe_in_its_smoke_form_leaves_a_report_within_a_minute(
     name: str, leveret: Command, tmp_path: Path
 ) -> None:
     started = time.monotonic()
-    place = ["--run-dir", "here"] if name != "quickstart" else []
+    place = ["--run-dir", f"runs/{name}"] if name != "quickstart" else []
     done = leveret("run", name, "--smoke", *place, cwd=tmp_path)
     assert time.monotonic() - started < 60
-    run = tmp_path / "here" if place else tmp_path / "runs" / "quickstart-smoke"
+    run = tmp_path / "runs" / (name if place else "quickstart-smoke")
     report = (run / "report.md").read_text()
     assert report.startswith(f"# {name}-smoke\n")
     assert "| pretrain | 20 |" in report
@@ -30,3 +31,15 @@ def test_a_recipe_in_its_smoke_form_leaves_a_report_within_a_minute(
     recipe, _ = load_recipe(name)
     assert ("finetune" in stages) == (recipe.finetune is not None)
     assert all(stage["finished"] for stage in stages.values())
+    if place:
+        run_what_readme_shows(name, leveret, tmp_path)
+
+
+def run_what_readme_shows(name: str, leveret: Command, folder: Path) -> None:
+    """Every command of README about this model: it answers, whatever twenty steps have taught it."""
+    (folder / "instructions.txt").write_text("Instruction: list the files\nInstruction: show the date\n")
+    (folder / "gold.txt").write_text("ls\ndate\n")
+    shown = [words for words in commands("README.md") if words[0] in ABOUT_A_RUN and name in words]
+    assert shown
+    for words in shown:
+        assert leveret(*words, cwd=folder, typed="show the date\n").stdout, words

@@ -86,7 +86,7 @@ def pack(
 
 def read(folder: Path, split: str = "train", rows: int = 64, length: int = 96) -> list[Batch]:
     store = TokenStore(folder / "shards")
-    return Batches(store.split(split), rows, length, pad_id=0, tell_documents=True).in_order()
+    return list(Batches(store.split(split), rows, length, pad_id=0, tell_documents=True).in_order())
 
 
 def alone(example: Example, tokenizer: Tokenizer) -> Batch:

@@ -90,6 +90,14 @@ def test_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path, tied: bool) -
     assert equal(optimizer_state(fresh, again), optimizer_state(model, optimizer))
 
 
+def test_the_optimizer_state_of_another_model_is_refused() -> None:
+    model, deeper = decoder(1), decoder(1, CONFIG.model_copy(update={"num_hidden_layers": 3}))
+    optimizer = make_optimizer(model, OptimizerConfig())
+    take_steps(model, optimizer, range(1))
+    with pytest.raises(UserError, match=r"does not fit the model: layers\.2\."):
+        load_optimizer_state(deeper, make_optimizer(deeper, OptimizerConfig()), optimizer_state(model, optimizer))
+
+
 def test_the_optimizer_state_has_a_name_for_every_tensor() -> None:
     model = decoder(1)
     optimizer = make_optimizer(model, OptimizerConfig())
@@ -243,4 +251,4 @@ def test_prune_keeps_the_last_and_the_best(tmp_path: Path, keep_last: int, best:
 
 def test_there_is_no_pickle(tmp_path: Path) -> None:
     names = {path.suffix for path in save(tmp_path, 1).folder.iterdir()}
-    assert names == {".safetensors", ".json"}
+    assert names == {".safetensors", ".json", ".yaml"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from leveret.model.config import ModelConfig
@@ -36,11 +37,28 @@ def step(model: Decoder, optimizer: torch.optim.Optimizer, seed: int) -> float:
     return float(loss.detach())
 
 
+def muon(matrices: list[torch.nn.Parameter], rows: list[list[int]]) -> Muon:
+    other = torch.nn.Parameter(torch.zeros(1))
+    made = Muon(matrices, rows, torch.optim.AdamW([other]), lr_scale=1.0, momentum=0.9, weight_decay=0.1)
+    made.matrices["lr"] = 0.1
+    return made
+
+
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
-    for shape in ((32, 32), (48, 16), (16, 48)):
+    for shape in ((3, 32, 32), (1, 16, 48)):
         values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)).float())
         assert ((values > 0.5) & (values < 1.3)).float().mean() > 0.8  # a random square's smallest ones stay small
         assert values.max() < 1.4
+
+
+def test_a_tall_matrix_takes_the_step_of_the_same_one_lying() -> None:
+    gradient = torch.randn(48, 16)
+    tall, wide = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((48, 16), (16, 48)))
+    tall.grad, wide.grad = gradient, gradient.T.contiguous()
+    made = muon([tall, wide], [[48], [16]])
+    made.step()
+    assert torch.equal(tall.detach(), wide.detach().T)
+    assert tall.detach().square().mean().sqrt().item() == pytest.approx(0.1 * 0.2, rel=0.15)  # AdamW's size, at lr 0.1
 
 
 def test_fused_projections_are_orthogonalised_one_by_one() -> None:
@@ -51,12 +69,6 @@ def test_fused_projections_are_orthogonalised_one_by_one() -> None:
     fused.grad = gradient.clone()
     for part, piece in zip(parts, gradient.split([16, 4, 4]), strict=True):
         part.grad = piece.clone()
-
-    def muon(matrices: list[torch.nn.Parameter], rows: list[list[int]]) -> Muon:
-        other = torch.nn.Parameter(torch.zeros(1))
-        made = Muon(matrices, rows, torch.optim.AdamW([other]), lr_scale=1.0, momentum=0.9, weight_decay=0.1)
-        made.matrices["lr"] = 0.1
-        return made
 
     muon([fused], [[16, 4, 4]]).step()
     muon(parts, [[16], [4], [4]]).step()

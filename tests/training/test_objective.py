@@ -151,9 +151,19 @@ def test_the_loss_is_the_sum_of_minus_log_probabilities() -> None:
     assert NextToken().weight(batch) == learnt == 15
 
 
+def test_logits_are_made_only_where_something_is_learnt() -> None:
+    model, batch = decoder(), make_batch()
+    made: list[Tensor] = []
+    model.lm_head.register_forward_hook(lambda _, __, logits: made.append(logits))
+    with torch.no_grad():
+        NextToken().loss(model, batch)
+        assert made[0].shape == (15, model.config.vocabulary)
+        assert torch.equal(made[0], model(batch.inputs)[batch.targets != IGNORED])
+
+
 def test_the_sum_is_made_in_float32_at_least() -> None:
     model = decoder(torch.float32)
-    batch = make_batch()
+    batch = make_batch(rows=2)
     with torch.no_grad():
         exact = NextToken().loss(model, batch)
         with torch.autocast("cpu", torch.bfloat16):

@@ -6,6 +6,7 @@ state but the step, and a jump to any step costs nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,6 +37,14 @@ class Batch:
     def weight(self) -> int:
         """Targets that are learnt from."""
         return int((self.targets != IGNORED).sum())
+
+    @property
+    def learnt(self) -> Tensor | None:
+        """Which of the B * T positions are learnt from, [N]; None where all are, or where to count them is to wait."""
+        if self.targets.device.type != "cpu":
+            return None
+        rows = (self.targets.flatten() != IGNORED).nonzero().squeeze(1)
+        return None if len(rows) == self.targets.numel() else rows
 
     def split(self, rows: int) -> list[Batch]:
         """Micro-batches of that many rows."""
@@ -126,13 +135,14 @@ class Batches:
     def batch(self, step: int) -> Batch:
         return self.of_windows(self.windows_of(step))
 
-    def in_order(self, most: int | None = None) -> list[Batch]:
+    def in_order(self, most: int | None = None) -> Iterator[Batch]:
         """The split once, or `most` batches evenly spread over it; the last may be smaller."""
         count = len(self.split.windows)
         chosen = np.arange(count)
         if most is not None and most * self.batch_size < count:
             chosen = np.linspace(0, count - 1, most * self.batch_size).astype(np.int64)
-        return [self.of_windows(chosen[i : i + self.batch_size]) for i in range(0, len(chosen), self.batch_size)]
+        for start in range(0, len(chosen), self.batch_size):
+            yield self.of_windows(chosen[start : start + self.batch_size])
 
     def of_windows(self, numbers: IntArray) -> Batch:
         """The tensors of these windows."""

@@ -85,9 +85,11 @@ class Decoder(nn.Module):
         positions_BT: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KeyValueStore | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, T, V] of the next token at every position."""
-        return self.head(self.hidden(ids_BT, positions_BT, mask, cache))
+        """Logits [B, T, V] of the next token at every position; with rows, [rows, V] of these among the B * T."""
+        x_BTC = self.hidden(ids_BT, positions_BT, mask, cache)
+        return self.head(x_BTC if rows is None else x_BTC.flatten(0, 1).index_select(0, rows))
 
     def hidden(
         self,

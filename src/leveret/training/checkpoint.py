@@ -3,7 +3,8 @@
 checkpoints/step-00000500/   model.safetensors      weights under transformers' names
                              optimizer.safetensors  the optimizer's tensors
                              random.safetensors     states of the random generators
-                             state.json             step, seconds, best loss, ...
+                             state.json             step, seconds
+                             recipe.yaml            the whole recipe
                              manifest.json          SHA-256 of each of the above
 checkpoints/latest           the name of the newest one, moved last
 """
@@ -65,9 +66,13 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, model: Decoder, optimizer_state: dict[str, Tensor], state: dict[str, Any]
+    folder: Path, model: Decoder, optimizer_state: dict[str, Tensor], state: dict[str, Any], recipe: str = ""
 ) -> Checkpoint:
-    """Writes folder/step-N under a temporary name, flushes, hashes, renames, then moves `latest`."""
+    """Writes folder/step-N under a temporary name, flushes, hashes, renames, then moves `latest`.
+
+    Args:
+        recipe: what is trained, as YAML; kept with the weights.
+    """
     final = folder / f"step-{state['step']:08d}"
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -79,6 +84,7 @@ def save_checkpoint(
         random["cuda"] = torch.cuda.get_rng_state()
     save_file(random, partial / "random.safetensors")
     (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    (partial / "recipe.yaml").write_text(recipe, encoding="utf-8")
     files = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
     manifest = {"format_version": FORMAT_VERSION, "files": files}
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

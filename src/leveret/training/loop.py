@@ -49,6 +49,7 @@ class Interrupted(Exception):
 class Trainer:
     """One stage of training: what it works on. `train` runs it.
 
+    recipe: the whole recipe as YAML, which every checkpoint keeps.
     probe: called after each validation with (step, model); its result joins the metrics. It uses random generators of
         its own.
     """
@@ -62,6 +63,7 @@ class Trainer:
     folder: Path
     device: torch.device
     console: Console
+    recipe: str = ""
     probe: Callable[[int, Decoder], dict[str, Any]] | None = None
 
 
@@ -159,7 +161,7 @@ def _resume(trainer: Trainer, optimizer: torch.optim.Optimizer) -> tuple[int, fl
 def _save(trainer: Trainer, optimizer: torch.optim.Optimizer, step: int, seconds: float, best_step: int | None) -> None:
     folder = trainer.folder / "checkpoints"
     state = {"step": step, "train_seconds": seconds}
-    save_checkpoint(folder, trainer.model, optimizer_state(trainer.model, optimizer), state)
+    save_checkpoint(folder, trainer.model, optimizer_state(trainer.model, optimizer), state, trainer.recipe)
     prune_checkpoints(folder, trainer.config.keep_last, best_step)
 
 

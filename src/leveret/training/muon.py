@@ -38,6 +38,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         group = self.matrices
+        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}  # (projection, update), lying wide
         for matrix in group["params"]:
             momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
             momentum.lerp_(matrix.grad, 1 - group["momentum"])
@@ -45,19 +46,24 @@ class Muon(torch.optim.Optimizer):
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
             rows = self.rows[matrix]
             for part, update in zip(matrix.split(rows), ahead.split(rows), strict=True):
-                size = 0.2 * max(update.shape) ** 0.5
-                part.add_(orthogonalise(update).to(part.dtype), alpha=-group["lr"] * size)
+                pair = (part.T, update.T) if part.shape[0] > part.shape[1] else (part, update)
+                alike.setdefault(pair[0].shape, []).append(pair)
+        for (_, width), pairs in alike.items():
+            directions = orthogonalise(torch.stack([update for _, update in pairs]))
+            for (part, _), direction in zip(pairs, directions, strict=True):
+                part.add_(direction.to(part.dtype), alpha=-group["lr"] * 0.2 * width**0.5)
         self.rest.step()
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearly the closest matrix with orthonormal rows or columns, by Newton-Schulz in bfloat16. [m, n] -> [m, n]."""
+def orthogonalise(wide: Tensor, steps: int = 5) -> Tensor:
+    """Nearly the closest matrices with orthonormal rows, by Newton-Schulz in bfloat16. [N, m, n], m <= n, to the same.
+
+    Many at once, because one of a small model is too little work to share among cores.
+    """
     a, b, c = COEFFICIENTS
-    x: Tensor = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / (x.norm() + 1e-7)
+    x = wide.bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -34,14 +35,16 @@ class NextToken:
         mask = None
         if batch.documents is not None and batch.positions is not None:
             mask = causal_mask(batch.positions, model.config.sliding_window, batch.documents)
-        logits = model(batch.inputs, batch.positions, mask)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
-        return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        rows, targets = batch.learnt, batch.targets.flatten()
+        logits = model(batch.inputs, batch.positions, mask, rows=rows).flatten(0, -2)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        targets = targets if rows is None else targets.index_select(0, rows)
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
 
 @torch.no_grad()
 def mean_loss(
-    model: Decoder, objective: Objective, batches: list[Batch], device: torch.device, dtype: torch.dtype
+    model: Decoder, objective: Objective, batches: Iterable[Batch], device: torch.device, dtype: torch.dtype
 ) -> tuple[float, int]:
     """The loss over these batches divided by their weight, and the weight."""
     was_training = model.training

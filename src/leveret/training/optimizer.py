@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from leveret.errors import UserError
 from leveret.model.decoder import Decoder
 from leveret.model.weights import projection_rows
 from leveret.training.config import OptimizerConfig
@@ -54,7 +55,14 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    """The inverse of optimizer_state."""
+    """The inverse of optimizer_state.
+
+    Raises:
+        UserError: the state is of another model.
+    """
+    names = {name for name, _ in model.named_parameters()}
+    if strangers := names ^ {key.rpartition("/")[0] for key in state}:
+        raise UserError(f"the checkpoint's optimizer state does not fit the model: {', '.join(sorted(strangers)[:3])}")
     for name, parameter in model.named_parameters():
         mine = {key.rpartition("/")[2]: value for key, value in state.items() if key.rpartition("/")[0] == name}
         # Step counts stay where fused AdamW keeps them: on the parameter's device.

@@ -30,7 +30,7 @@ RANGE = re.compile(r"(\d+)-(\d+)$")
 DISTINCT = 0.5
 """Jaccard index of content words below which a wording counts as another way of saying it."""
 OPEN_TYPE = 200
-"""A slot type with at least this many values keeps some of them out of training."""
+"""A slot type with at least this many values made of others keeps some of them out of training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Slots:
 
     def draw_side(self, kind: str, new: bool, rng: random.Random) -> Value:
         """A value on the wanted side of the hold-out. Types with few values, and values that the grammar spells out
-        (common names such as /usr/local), are all training."""
+        (plain words, common names such as /usr/local), are all training."""
         while True:
             value = self.draw(kind, rng)
             if not self.is_open(kind):
@@ -73,8 +73,10 @@ class Slots:
             if (is_new(value.typed) and value.typed not in self.types.get(kind, ())) == new:
                 return value
 
+    @cache  # noqa: B019 (one instance lives as long as the program)
     def is_open(self, kind: str) -> bool:
-        return self.capacity(kind) >= OPEN_TYPE
+        spelt_out = sum(not REFERENCE.search(alternative) for alternative in self.types.get(kind, ()))
+        return self.capacity(kind) - spelt_out >= OPEN_TYPE
 
     @cache  # noqa: B019 (one instance lives as long as the program)
     def capacity(self, kind: str) -> int:
