@@ -169,6 +169,11 @@ def anchored(recipe: Recipe, base_dir: Path) -> Recipe:
     tuning = content["finetune"] or {"examples": []}
     for origin in (*content["data"]["sources"], *tuning["examples"], *content["evaluate"]["sets"].values()):
         origin["paths"] = [_absolute(entry, base_dir) for entry in origin["paths"]]
+    if sets := content["data"]["decontaminate"]:
+        sets["sets"] = [_absolute(entry, base_dir) for entry in sets["sets"]]
+    for each in content["data"]["filters"]:
+        if (base_dir / each.get("path", ":").partition(":")[0]).is_file():  # not an installed module
+            each["path"] = str(base_dir.absolute() / each["path"])
     tokenizer = content["tokenizer"]
     for key in ("source", "ranks_file"):
         if tokenizer["kind"] != "tiktoken" or key == "ranks_file":

@@ -18,8 +18,12 @@ from typing import Any
 from rich.console import Console
 
 from leveret.data.config import ExamplesConfig, OriginConfig
+from leveret.data.contamination import facts as contamination_facts
 from leveret.data.examples import Example, examples
+from leveret.data.filters.chain import facts as filter_facts
+from leveret.data.parts import Job
 from leveret.data.prepare import prepare_documents
+from leveret.data.rows import overlook, refuse
 from leveret.data.shards import TokenStore
 from leveret.data.sources import Document, documents, fingerprint, source_facts
 from leveret.errors import UserError
@@ -31,6 +35,9 @@ from leveret.training.config import TrainingConfig
 
 HARMLESS = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_last"}
 """Keys of training that change no weight: another value does not make a stage stale."""
+
+PLACE_OF_WORK = {"workers", "executor", "retry"}
+"""Keys of data that say who makes the shards, and change nothing in them."""
 
 
 class Run:
@@ -152,7 +159,8 @@ class Run:
         if self.start_from is None:
             keys["pretrain"] = {
                 "tokenizer": tokenizer.content_hash,
-                "data": recipe.data.model_dump(mode="json", exclude={"sources"}),
+                "rules": self._rules(),
+                "data": recipe.data.model_dump(mode="json", exclude={"sources", *PLACE_OF_WORK}),
                 "length": recipe.sequence_length,
                 "sources": self._id_of(recipe.data.sources),
             }
@@ -194,9 +202,19 @@ class Run:
             "sources": [source_facts(source, self.base_dir) for source in sources],
         }
 
+    def _rules(self) -> dict[str, Any]:
+        """What decides which documents stay: the filters, with a user's own code, and the evaluation sets."""
+        data = self.recipe.data
+        sets = data.decontaminate
+        return {
+            "filters": filter_facts(data.filters, self.base_dir),
+            "decontaminate": None if sets is None else contamination_facts(sets, self.base_dir),
+        }
+
     def _tokenise(self, tokenizer: Tokenizer, folder: Path) -> None:
         data, length = self.recipe.data, self.recipe.sequence_length
-        prepare_documents(self.corpus(), tokenizer, data, length, folder, self._facts(tokenizer, data.sources))
+        job, facts = Job(tokenizer, data, self.base_dir), self._facts(tokenizer, data.sources) | self._rules()
+        prepare_documents(job, generators.DOCUMENTS, length, folder, facts, self.console)
 
     def _pack(self, tokenizer: Tokenizer, folder: Path) -> None:
         from leveret.posttraining.packing import write_examples_as_shards
@@ -300,8 +318,12 @@ def training_id(config: TrainingConfig) -> str:
 
 
 def corpus_of(recipe: Recipe, base_dir: Path) -> Iterator[Document]:
-    """The documents of a recipe's pretraining, source after source."""
-    return chain.from_iterable(documents(source, base_dir, generators.DOCUMENTS) for source in recipe.data.sources)
+    """The documents of a recipe's pretraining as they are read, source after source.
+
+    What cannot be read is left out, if the recipe is not strict; preparing the data counts it.
+    """
+    drop = refuse if recipe.data.strict else overlook
+    return chain.from_iterable(documents(each, base_dir, generators.DOCUMENTS, drop) for each in recipe.data.sources)
 
 
 def source_id(source: OriginConfig, base_dir: Path) -> str:

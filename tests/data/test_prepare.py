@@ -1,6 +1,7 @@
 """Documents to shards: which side each is on, what stands around it, and what the manifest says."""
 
 import hashlib
+import io
 import json
 import random
 from itertools import pairwise
@@ -9,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from leveret.data.config import DataConfig
-from leveret.data.prepare import CHUNK, prepare_documents
+from leveret.data.parts import Job
+from leveret.data.prepare import prepare_documents
 from leveret.data.shards import TokenSplit, TokenStore, is_validation
 from leveret.data.sources import Document
 from leveret.errors import UserError
 from leveret.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
-DOCUMENTS = [Document(f"document {n} é{'!' * (n % 5)}", "even" if n % 2 == 0 else "odd") for n in range(CHUNK + 88)]
+DOCUMENTS = [Document(f"document {n} é{'!' * (n % 5)}", "made") for n in range(600)]
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +34,13 @@ def tokenizer() -> Tokenizer:
 def prepare(
     folder: Path, tokenizer: Tokenizer, documents: list[Document] = DOCUMENTS, length: int = 16, **settings: Any
 ) -> TokenStore:
-    fields = {"sources": [{"paths": ["x"]}], "validation_fraction": 0.2, "shard_tokens": 500} | settings
-    config = DataConfig.model_validate(fields)
+    source = {"kind": "generated", "generator": "made"}
+    config = DataConfig.model_validate(
+        {"sources": [source], "validation_fraction": 0.2, "shard_tokens": 500, "workers": 1} | settings
+    )
     facts = {"tokenizer": tokenizer.content_hash, "sources": [{"name": "x", "licence": "MIT"}]}
-    prepare_documents(iter(documents), tokenizer, config, length, folder / "shards", facts)
+    job, console = Job(tokenizer, config, folder), Console(file=io.StringIO())
+    prepare_documents(job, {"made": lambda: documents}, length, folder / "shards", facts, console)
     return TokenStore(folder / "shards", tokenizer.content_hash)
 
 
@@ -58,7 +64,7 @@ def test_every_document_is_on_one_side_and_whole(tmp_path: Path, tokenizer: Toke
 
 def test_the_sides_do_not_depend_on_order_company_or_repetition(tmp_path: Path, tokenizer: Tokenizer) -> None:
     whole = prepare(tmp_path / "whole", tokenizer)
-    mixed = DOCUMENTS[: CHUNK // 2] * 2 + [Document("a newcomer", "odd")]
+    mixed = DOCUMENTS[:256] * 2 + [Document("a newcomer", "made")]
     random.Random(0).shuffle(mixed)
     store = prepare(tmp_path / "mixed", tokenizer, mixed)
     for name, other in (("train", "validation"), ("validation", "train")):
@@ -124,7 +130,7 @@ def test_the_manifest(tmp_path: Path, tokenizer: Tokenizer) -> None:
     assert manifest["sources"] == [{"name": "x", "licence": "MIT"}]
     assert manifest["dtype"] == "uint16"
     assert manifest["vocab_size"] == tokenizer.vocab_size
-    assert manifest["documents_by_source"] == {"even": len(DOCUMENTS) // 2, "odd": len(DOCUMENTS) // 2}
+    assert list(manifest["documents_by_source"].values()) == [len(DOCUMENTS)]
     for name, facts in manifest["splits"].items():
         texts = [d.text for d in DOCUMENTS if is_validation(d.text, 0.2) == (name == "validation")]
         assert facts["documents"] == len(texts)
@@ -140,9 +146,9 @@ def test_the_manifest(tmp_path: Path, tokenizer: Tokenizer) -> None:
 
 def test_windows_cover_the_split_in_order(tmp_path: Path, tokenizer: Tokenizer) -> None:
     split = prepare(tmp_path, tokenizer, length=16).split("train")
-    assert split.windows[:, 0].tolist() == list(range(0, 16 * len(split.windows), 16))
-    assert (split.windows[:, 1] == 17).all()
-    assert split.tokens - int(split.windows[-1].sum()) < 16
+    assert split.windows.pieces[:, 0].tolist() == list(range(0, 16 * len(split.windows), 16))
+    assert (split.windows.pieces[:, 1] == 17).all()
+    assert split.tokens - int(split.windows.pieces[-1].sum()) < 16
 
 
 def test_the_same_documents_make_the_same_shards(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -153,11 +159,20 @@ def test_the_same_documents_make_the_same_shards(tmp_path: Path, tokenizer: Toke
 @pytest.mark.parametrize("documents", [[], [Document(DOCUMENTS[0].text, "x")]], ids=["none", "all held out"])
 def test_nothing_to_train_on_is_a_user_error(tmp_path: Path, tokenizer: Tokenizer, documents: list[Document]) -> None:
     fraction = np.nextafter(1, 0)  # as good as everything
-    with pytest.raises(UserError, match="no document to train on"):
+    with pytest.raises(UserError, match="no document"):
         prepare(tmp_path, tokenizer, documents, validation_fraction=fraction)
     assert not (tmp_path / "shards").exists()
 
 
-def test_lone_surrogates_do_not_stop_it(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    store = prepare(tmp_path, tokenizer, [Document("a \ud800 b", "x")], validation_fraction=0)
-    assert texts_of(store, "train", tokenizer) == ["a \ufffd b"]
+def test_lone_surrogates_are_left_out_and_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    documents = [Document("before", "x"), Document("a \ud800 b", "x"), Document("after", "x")]
+    store = prepare(tmp_path, tokenizer, documents, validation_fraction=0)
+    assert texts_of(store, "train", tokenizer) == ["before", "after"]
+    (counts,) = store.manifest["documents"]
+    assert counts["unreadable"]["count"] == 1
+    assert counts["unreadable"]["first"][0]["where"] == "made:2"
+
+
+def test_nothing_but_the_shards_is_left(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    prepare(tmp_path, tokenizer)
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == {"shards"}

@@ -10,11 +10,11 @@ from leveret.data.shards import (
     ShardWriter,
     TokenSplit,
     TokenStore,
-    concatenated_windows,
     file_sha256,
     is_validation,
     token_dtype,
 )
+from leveret.data.windows import Windows, concatenated
 from leveret.errors import UserError
 
 FACTS = {"tokenizer": "0123456789abcdef", "sources": [{"path": "a.txt"}]}
@@ -31,7 +31,7 @@ def write(folder: Path, documents: list[list[int]], vocab_size: int = 1000, shar
     writer = ShardWriter(folder, vocab_size, shard_tokens)
     for number, ids in enumerate(documents):
         writer.add("validation" if number % 5 == 4 else "train", ids, text_bytes=2 * len(ids))
-    windows = {name: concatenated_windows(split.tokens, 7) for name, split in writer.splits.items()}
+    windows = {name: concatenated(writer.starts(name), split.tokens, 7) for name, split in writer.splits.items()}
     writer.finish(windows, FACTS)
     return TokenStore(folder)
 
@@ -91,7 +91,7 @@ def test_masks_lie_beside_their_tokens(tmp_path: Path) -> None:
         writer.add("train", document, len(document), mask)
         ids += document
         learn += mask
-    writer.finish({"train": np.array([[0, len(ids)]], dtype=np.int64)}, FACTS)
+    writer.finish({"train": Windows(np.array([[0, len(ids)]]))}, FACTS)
     store = TokenStore(tmp_path / "shards")
     split = store.split("train")
     assert len(split.shards) == len(split.masks) > 3
@@ -108,7 +108,7 @@ def test_the_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert not folder.exists()
     again = ShardWriter(folder, 100, 10)  # after a crash: what is half written does not join
     again.add("train", [4, 5], 2)
-    again.finish({"train": concatenated_windows(2, 7)}, FACTS)
+    again.finish({"train": Windows(np.array([[0, 2]]))}, FACTS)
     assert everything(TokenStore(folder).split("train")) == [4, 5]
     assert [path.name for path in folder.parent.iterdir()] == ["shards"]
 
@@ -155,7 +155,7 @@ def test_verify_finds_a_missing_file(tmp_path: Path) -> None:
 def test_verify_looks_at_masks_too(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path / "shards", 100, 10, masked=True)
     writer.add("train", list(range(25)), 25, [True] * 25)
-    writer.finish({"train": concatenated_windows(25, 7)}, FACTS)
+    writer.finish({"train": Windows(np.array([[0, 25]]))}, FACTS)
     np.save(tmp_path / "shards" / "train-00001.learn.npy", np.zeros(10, dtype=np.bool_))
     assert TokenStore(tmp_path / "shards").verify() == ["train-00001.learn.npy"]
 
@@ -199,19 +199,6 @@ def test_too_few_tokens_for_one_window_are_refused(tmp_path: Path, documents: li
     store = write(tmp_path / "shards", documents)
     with pytest.raises(UserError, match="too few to read; prepare more documents"):
         store.split("train")
-
-
-@pytest.mark.parametrize("tokens", [2, 7, 8, 9, 14, 15, 16, 100])
-def test_windows_cover_the_tokens(tokens: int) -> None:
-    windows = concatenated_windows(tokens, 7).tolist()
-    targets = [place for start, length in windows for place in range(start + 1, start + length)]
-    assert targets == list(range(1, len(targets) + 1)), "each target once, in order"
-    assert all(start + length <= tokens for start, length in windows)
-    if tokens < 8:
-        assert windows == [[0, tokens]]
-    else:
-        assert all(length == 8 for _, length in windows)
-        assert tokens - 1 - len(targets) < 7, "less than a window is left over"
 
 
 def test_the_side_of_a_document_depends_on_its_text_alone() -> None:

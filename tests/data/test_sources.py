@@ -1,10 +1,10 @@
-"""Documents out of every kind of source, and one clear line for each that cannot be read."""
+"""Documents out of every kind of source: which, in what order, cut into which pieces and chunks; their identity."""
 
-import gzip
 import json
-import lzma
 import os
+import pickle
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +13,18 @@ import pytest
 from pydantic import ValidationError
 
 from leveret.data.config import SourceConfig
-from leveret.data.sources import Document, documents, fingerprint, read_rows, source_facts
+from leveret.data.sources import (
+    CHUNK_BYTES,
+    Chunk,
+    Document,
+    chunks,
+    documents,
+    fingerprint,
+    pieces,
+    read_chunk,
+    refuse,
+    source_facts,
+)
 from leveret.errors import UserError
 
 TEXTS = ["First text.\r\nTwo lines.", "Zweiter: äöü 漢字 🙂", "third\u2028with a line separator"]
@@ -23,39 +34,9 @@ def jsonl(texts: list[str], column: str = "text") -> bytes:
     return b"".join(json.dumps({column: text, "id": n}).encode() + b"\n" for n, text in enumerate(texts))
 
 
-def zst(data: bytes) -> bytes:
-    return pa.Codec("zstd").compress(data, asbytes=True)
-
-
 def texts(base: Path, *paths: str, **fields: object) -> list[str]:
     config = SourceConfig.model_validate({"paths": paths, **fields})
     return [document.text for document in documents(config, base, {})]
-
-
-@pytest.mark.parametrize(
-    ("name", "pack"),
-    [("a.jsonl", bytes), ("a.jsonl.gz", gzip.compress), ("a.jsonl.xz", lzma.compress), ("a.jsonl.zst", zst)],
-)
-def test_jsonl_plain_and_compressed(tmp_path: Path, name: str, pack) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / name).write_bytes(pack(jsonl(TEXTS)))
-    assert texts(tmp_path, name) == TEXTS
-
-
-def test_frames_of_compressed_files_are_read_to_the_last(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(TEXTS[:1])) + gzip.compress(jsonl(TEXTS[1:])))
-    (tmp_path / "b.jsonl.zst").write_bytes(zst(jsonl(TEXTS[:1])) + zst(jsonl(TEXTS[1:])))
-    assert texts(tmp_path, "a.jsonl.gz") == texts(tmp_path, "b.jsonl.zst") == TEXTS
-
-
-def test_parquet_json_and_txt(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"body": TEXTS, "n": [1, 2, 3]}), tmp_path / "a.parquet", row_group_size=2)
-    (tmp_path / "b.json").write_text(json.dumps([{"body": text} for text in TEXTS]))
-    (tmp_path / "c.txt").write_bytes(b"\xef\xbb\xbf" + TEXTS[0].encode())
-    (tmp_path / "d.txt.gz").write_bytes(gzip.compress(TEXTS[1].encode()))
-    assert texts(tmp_path, "a.parquet", column="body") == TEXTS
-    assert texts(tmp_path, "b.json", column="body") == TEXTS
-    assert texts(tmp_path, "c.txt", "d.txt.gz", column="body") == TEXTS[:2]
-    assert list(read_rows(tmp_path / "a.parquet", ["n"])) == [(1, {"n": 1}), (2, {"n": 2}), (3, {"n": 3})]
 
 
 def test_folders_and_globs_are_sorted_deduplicated_and_named_within_the_recipe_folder(tmp_path: Path) -> None:
@@ -76,33 +57,16 @@ def test_max_documents_and_empty_texts(tmp_path: Path) -> None:
     assert texts(tmp_path, "a.jsonl", max_documents=2) == ["one", "two"]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b'{"text": "x"}\n{"text": oops}\n', r"a\.jsonl:2: not JSON"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', r"a\.jsonl:2: not JSON in UTF-8"),
-        ("a.jsonl", b"[1]\n", r"a\.jsonl:1: expected an object .* found list"),
-        ("a.jsonl", b"[" * 200_000 + b"\n", r"a\.jsonl:1: not JSON"),
-        ("a.jsonl", b'{"body": "x", "id": 3}\n', r"a\.jsonl:1: no column 'text'; there are: body, id"),
-        ("a.jsonl", b'{"text": 7}\n', r"a\.jsonl:1: column 'text' holds int, not text"),
-        ("a.jsonl", b'{"text": "\\ud83d"}\n', r"a\.jsonl:1: half a surrogate pair"),
-        ("a.jsonl", b"", r"no documents in a\.jsonl"),
-        ("a.json", b'{"text": "x"}', r"a\.json: a \.json file must hold a list"),
-        ("a.json", b'{"text": "x"}\n{"text": "y"}', r"a\.json:2: not JSON .* is \.jsonl"),
-        ("a.txt", b"fine\nbad \xff\n", r"a\.txt:2: not UTF-8"),
-        ("a.md", b"x", r"a\.md: unknown type of file; known are \.txt"),
-        ("a.parquet", b"PAR1 nonsense", r"a\.parquet: cannot be read"),
-        ("a.jsonl.gz", gzip.compress(jsonl(TEXTS) * 99)[:-20], r"a\.jsonl\.gz: cannot be read after row \d+"),
-        ("a.jsonl.xz", lzma.compress(jsonl(TEXTS))[:-20], r"a\.jsonl\.xz: cannot be read"),
-        ("a.txt.zst", zst(os.urandom(300_000).hex().encode())[:-20], r"a\.txt\.zst: cannot be read"),
-        ("a.txt.gz", b"not gzip at all", r"a\.txt\.gz: cannot be read"),
-    ],
-)
-def test_what_cannot_be_read_is_named_with_its_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
-        texts(tmp_path, name)
-    assert "\n" not in str(caught.value)
+def test_links_out_of_a_folder_are_not_followed_but_a_link_that_is_named_is(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "b" / "deep").mkdir(parents=True)
+    (tmp_path / "b" / "1.txt").write_text("one")
+    (tmp_path / "b" / "2.txt").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "b" / "3.txt").symlink_to("1.txt")
+    (tmp_path / "b" / "4.txt").symlink_to("4.txt")
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    assert texts(tmp_path, "b") == ["one", "one"]
+    assert texts(tmp_path, "b/2.txt") == texts(tmp_path, "b/2*") == ["secret"]
 
 
 def test_missing_files_folders_and_columns(tmp_path: Path) -> None:
@@ -110,12 +74,16 @@ def test_missing_files_folders_and_columns(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"gone\.txt: no such file or folder"):
         texts(tmp_path, "gone.txt")
-    with pytest.raises(UserError, match=r"gone\.jsonl\.zst: no such file"):
-        next(read_rows(tmp_path / "gone.jsonl.zst"))
     with pytest.raises(UserError, match="an empty path"):
         texts(tmp_path, " ")
+    (tmp_path / "a.md").write_text("x")
+    with pytest.raises(UserError, match=r"a\.md: unknown type of file; known are \.txt"):
+        texts(tmp_path, "a.md")
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no documents in empty\.jsonl"):
+        texts(tmp_path, "empty.jsonl")
     with pytest.raises(UserError, match=r"no file here that can be read"):
-        texts(tmp_path, "*.jsonl")
+        texts(tmp_path, "*.json")
     with pytest.raises(UserError, match=r"empty: no file here that can be read"):
         texts(tmp_path, "empty")
     with pytest.raises(UserError, match=r"a\.parquet: no column 'text'; there are: body"):
@@ -130,21 +98,89 @@ def test_a_hub_dataset_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [document.text for document in documents(config, tmp_path, {})] == TEXTS[:2]
     with pytest.raises(UserError, match=r"no column 'body'; there are: text, n"):
         list(documents(config.model_copy(update={"column": "body"}), tmp_path, {}))
-    with pytest.raises(UserError, match=r"split 'nope': cannot be read"):
+    with pytest.raises(UserError, match=r"split 'nope': no such split; there are: train"):
         list(documents(config.model_copy(update={"split": "nope"}), tmp_path, {}))
 
 
-def test_generators_get_their_options() -> None:
-    def counting(upto: int) -> Iterator[Document]:
-        return (Document(f"number {n}", "counting") for n in range(upto))
+def counting(upto: int | None = None) -> Iterator[Document]:
+    return (
+        Document(f"number {n} \ud83d" if n == 4 else f"number {n}", "even" if n % 2 == 0 else "odd")
+        for n in (count() if upto is None else range(upto))
+    )
 
-    config = SourceConfig(kind="generated", generator="counting", options={"upto": 3}, max_documents=2)
-    assert [d.text for d in documents(config, Path(), {"counting": counting})] == ["number 0", "number 1"]
+
+def test_generators_get_their_options() -> None:
+    config = SourceConfig(kind="generated", generator="counting", options={"upto": 3})
+    found = list(documents(config, Path(), {"counting": counting}))
+    assert found == [Document(f"number {n}", ("even", "odd")[n % 2], f"counting:{n + 1}") for n in range(3)]
     with pytest.raises(UserError, match=r"no generator 'counting'; there are: prose, shell"):
         list(documents(config, Path(), {"shell": counting, "prose": counting}))
     wrong = config.model_copy(update={"options": {"until": 3}})
-    with pytest.raises(UserError, match=r"generator 'counting': .*upto"):
+    with pytest.raises(UserError, match=r"generator 'counting': .*'until'"):
         list(documents(wrong, Path(), {"counting": counting}))
+    surrogate = config.model_copy(update={"options": {"upto": 9}})
+    with pytest.raises(UserError, match=r"counting:5: half a surrogate pair"):
+        list(documents(surrogate, Path(), {"counting": counting}))
+
+
+def test_max_documents_counts_what_can_be_read_across_pieces_and_ends_an_endless_generator(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\noops\n{"text": ""}\n{"text": "two"}\n')
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "three"}\n[]\n{"text": "four"}\n[]\n')
+    dropped: list[str] = []
+    for most, want, bad in [(2, 2, 1), (3, 3, 1), (4, 4, 2), (5, 4, 3)]:
+        config = SourceConfig(paths=["a.jsonl", "b.jsonl"], max_documents=most)
+        (piece,) = pieces(config, tmp_path, {})
+        assert (piece.label, piece.size) == ("a.jsonl and 1 more", 91)
+        dropped.clear()
+        found = [
+            document.text
+            for chunk in chunks(piece, lambda where, why: dropped.append(where))
+            for document in read_chunk(chunk, lambda where, why: dropped.append(where))
+        ]
+        assert found == ["one", "two", "three", "four"][:want]
+        assert dropped == ["a.jsonl:2", "b.jsonl:2", "b.jsonl:4"][:bad]
+    endless = SourceConfig(kind="generated", generator="counting", max_documents=3)
+    assert len(list(documents(endless, Path(), {"counting": counting}))) == 3
+
+
+# --- pieces and chunks ---------------------------------------------------------------------------------------
+
+
+def test_pieces_are_files_but_small_texts_go_together(tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number:02d}.txt").write_bytes(b"word " * 200_000)
+    for name in ("05b.jsonl", "05c.jsonl"):
+        (tmp_path / name).write_bytes(jsonl(TEXTS))
+    found = pieces(SourceConfig(paths=["."]), tmp_path, {})
+    assert [(piece.name, piece.label) for piece in found] == [
+        ("0-00.txt", "00.txt and 5 more"),
+        ("1-05b.jsonl", "05b.jsonl"),
+        ("2-05c.jsonl", "05c.jsonl"),
+        ("3-06.txt", "06.txt and 15 more"),
+        ("4-22.txt", "22.txt and 15 more"),
+        ("5-38.txt", "38.txt and 1 more"),
+    ]
+    assert [piece.size for piece in found][3:] == [16_000_000, 16_000_000, 2_000_000]
+    where = [document.where for chunk in chunks(found[0], refuse) for document in read_chunk(chunk, refuse)]
+    assert where == [f"{number:02d}.txt:1" for number in range(6)]
+
+
+def test_chunks_travel_and_are_the_same_every_time(tmp_path: Path) -> None:
+    rows = [f"row {n} " + "é" * (n * 7919 % 40_000) for n in range(1200)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}, ensure_ascii=False) + "\n" for row in rows))
+    pq.write_table(pa.table({"text": rows}), tmp_path / "b.parquet", row_group_size=500)
+    for name in ("a.jsonl", "b.parquet"):
+        config = SourceConfig(paths=[name])
+        (piece,) = (pickle.loads(pickle.dumps(piece)) for piece in pieces(config, tmp_path, {}))
+        first, again = (list(chunks(piece, refuse)) for _ in range(2))
+        assert first == again
+        sizes = [chunk.size for chunk in first]
+        assert len(sizes) == 3
+        assert max(sizes) <= CHUNK_BYTES
+        assert min(sizes[:-1]) > CHUNK_BYTES * 0.85
+        sent: list[Chunk] = [pickle.loads(pickle.dumps(chunk)) for chunk in reversed(first)]
+        found = [document for chunk in reversed(sent) for document in read_chunk(chunk, refuse)]
+        assert found == [Document(row, name, f"{name}:{n}") for n, row in enumerate(rows, start=1)]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from leveret.data.batches import Batches
-from leveret.data.shards import ShardWriter, TokenStore, concatenated_windows
+from leveret.data.shards import ShardWriter, TokenStore
+from leveret.data.windows import concatenated
 from leveret.evaluation.loss import held_out_loss
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
@@ -29,7 +30,7 @@ def written(folder: Path, masked: bool = False) -> Batches:
         ids = ids_of(text)
         learn = [i > 2 for i in range(len(ids))] if masked else None
         writer.add("validation", ids, len(text.encode()), learn)
-    writer.finish({n: concatenated_windows(s.tokens, LENGTH) for n, s in writer.splits.items()}, {})
+    writer.finish({n: concatenated(writer.starts(n), s.tokens, LENGTH) for n, s in writer.splits.items()}, {})
     return Batches(TokenStore(folder / "shards").split("validation"), 3, LENGTH)
 
 

@@ -6,11 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from leveret.data.batches import IGNORED, Batch, Batches
@@ -19,7 +16,7 @@ from leveret.data.shards import TokenStore, is_validation
 from leveret.errors import UserError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
-from leveret.posttraining.packing import as_messages, pack_rows, write_examples_as_shards
+from leveret.posttraining.packing import as_messages, write_examples_as_shards
 from leveret.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from leveret.tokenizer.template import render
 from leveret.training.objective import NextToken
@@ -96,40 +93,6 @@ def alone(example: Example, tokenizer: Tokenizer) -> Batch:
     return Batch(ids[:, :-1], ids[:, 1:].masked_fill(~learn[:, 1:], IGNORED))
 
 
-# --- which examples share a row ------------------------------------------------------------------------------
-
-
-def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
-    """The rule in words: the fullest row that still has room, the first of equals, else a new row."""
-    rows: list[list[int]] = []
-    for item, length in enumerate(lengths):
-        filled = [sum(lengths[i] for i in row) for row in rows]
-        fitting = [row for row in range(len(rows)) if filled[row] + length <= capacity]
-        if fitting:
-            rows[max(fitting, key=lambda row: (filled[row], -row))].append(item)
-        else:
-            rows.append([item])
-    return rows
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.integers(1, 20), max_size=60), st.integers(20, 45))
-def test_rows_are_the_best_fit(lengths: list[int], capacity: int) -> None:
-    rows = pack_rows(lengths, capacity)
-    assert all(sum(lengths[i] for i in row) <= capacity for row in rows)
-    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
-    assert rows == best_fit(lengths, capacity)
-
-
-def test_the_fullest_row_with_room_takes_the_item() -> None:
-    assert pack_rows([5, 7, 3, 4, 10], 10) == [[0, 3], [1, 2], [4]]
-
-
-def test_rows_are_filled_well() -> None:
-    lengths = np.random.default_rng(0).integers(10, 80, 2000).tolist()
-    assert sum(lengths) / (len(pack_rows(lengths, 257)) * 257) > 0.97
-
-
 # --- what is written -----------------------------------------------------------------------------------------
 
 
@@ -139,7 +102,7 @@ def test_every_example_is_there_once(tmp_path: Path, tokenizer: Tokenizer, room:
     (batch,) = read(tmp_path, length=room)
     found: Counter[tuple[int, ...]] = Counter()
     split = TokenStore(tmp_path / "shards").split("train")
-    for row, (start, length) in enumerate(split.windows.tolist()):
+    for row, (start, length) in enumerate(split.windows.pieces.tolist()):
         assert length <= room + 1
         assert batch.documents is not None
         tokens = split.read(split.shards, start, length).tolist()

@@ -18,7 +18,8 @@ from rich.console import Console
 from torch import Tensor
 
 from leveret.data.batches import Batch, Batches
-from leveret.data.shards import ShardWriter, TokenStore, concatenated_windows
+from leveret.data.shards import ShardWriter, TokenStore
+from leveret.data.windows import Windows, concatenated
 from leveret.errors import UserError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
@@ -61,7 +62,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     writer = ShardWriter(folder / "plain", VOCABULARY, 400)
     for number in range(90):
         writer.add("train" if number % 6 else "validation", document(number, 10 + number % 7), 20)
-    writer.finish({n: concatenated_windows(s.tokens, LENGTH) for n, s in writer.splits.items()}, {})
+    writer.finish({n: concatenated(writer.starts(n), s.tokens, LENGTH) for n, s in writer.splits.items()}, {})
     return TokenStore(folder / "plain")
 
 
@@ -75,7 +76,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
             writer.add("train", document(row * 2 + length, length), 9, [i >= 2 for i in range(length)])
         windows.append((start, 9 + row % 3 + row % 2))
         start += windows[-1][1]
-    writer.finish({"train": np.asarray(windows)}, {})
+    writer.finish({"train": Windows(np.asarray(windows))}, {})
     return TokenStore(folder / "packed")
 
 

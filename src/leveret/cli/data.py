@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from leveret.data.shards import TokenStore
+    from leveret.tokenizer.tokenizer import Tokenizer
 
 tokenizer_app = typer.Typer(
     help="The tokenizer: its corpus, its training, what it does to a text.", no_args_is_help=True
 )
-data_app = typer.Typer(help="Data files: convert examples, verify shards.", no_args_is_help=True)
+data_app = typer.Typer(help="Data: what filters do, what shards hold, whether they are whole.", no_args_is_help=True)
 audit_app = typer.Typer(help="Checks that an evaluation is honest.", no_args_is_help=True)
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
@@ -83,6 +87,91 @@ def convert(
     print(f"{convert_examples(source, out)} examples in {out}")
 
 
+@data_app.command("inspect")
+def inspect(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    limit: Annotated[int, typer.Option(min=1, help="Documents to look at, as many of each source.")] = 1000,
+    html: Annotated[Path | None, typer.Option(help="Write a page with histograms and more examples here.")] = None,
+) -> None:
+    """Show what each filter of a recipe drops and changes, with examples."""
+    from rich.console import Console
+
+    from leveret.data.inspect import inspect_sources, render_terminal
+    from leveret.data.inspect_page import write_html
+    from leveret.data.rows import overlook
+    from leveret.recipe import load_recipe
+    from leveret.tasks.generators import DOCUMENTS
+
+    loaded, base = load_recipe(recipe, overrides)
+    found = inspect_sources(loaded.data.sources, loaded.data.filters, base, DOCUMENTS, limit, overlook)
+    Console().print(render_terminal(found))
+    if html is not None:
+        write_html(found, html)
+        print(f"page written: {html}")
+
+
+Shards = Annotated[str, typer.Argument(metavar="DIR", help="A folder of token shards, or a run.")]
+
+
+def _open_shards(where: str, run: str | None) -> tuple[TokenStore, Tokenizer]:
+    """The shards in a folder, or those of a run's pretraining, and the tokenizer that made them."""
+    from leveret.data.shards import TokenStore
+    from leveret.errors import UserError
+    from leveret.rundir import find_run, read_json
+    from leveret.tokenizer.tokenizer import Tokenizer
+
+    folder = Path(where)
+    if not (folder / "manifest.json").is_file():
+        found, stage, _ = find_run(where)
+        places, run = read_json(found / "data.json") or {}, str(found.path)
+        if not places:
+            raise UserError(f"{found.path} has no data yet; run `leveret prepare` first")
+        folder = found / places[stage or next(iter(places))]
+    home = Path(run) / "tokenizer" if run else folder.parent.parent / "tokenizer"
+    if not home.is_dir():
+        raise UserError(f"which tokenizer made {folder}? Say a run that has it with --run, or name the run itself")
+    tokenizer = Tokenizer.load(home)
+    return TokenStore(folder, tokenizer.content_hash), tokenizer
+
+
+Maker = Annotated[str | None, typer.Option("--run", help="The run whose tokenizer made these shards.")]
+
+
+@data_app.command("sample")
+def sample(
+    folder: Shards,
+    count: Annotated[int, typer.Option("-n", min=1, help="Windows.")] = 3,
+    seed: Annotated[int, typer.Option(help="Names the choice.")] = 0,
+    split: Annotated[str, typer.Option(help="train or validation.")] = "train",
+    run: Maker = None,
+) -> None:
+    """Print windows of the shards as text: what training reads."""
+    from leveret.data.look import sample as windows
+
+    for number, text in enumerate(windows(*_open_shards(folder, run), count, seed, split), start=1):
+        print(f"═══ window {number} ═══\n{text}\n")
+
+
+@data_app.command("stats")
+def stats(
+    folder: Shards,
+    plots: Annotated[Path | None, typer.Option(help="Draw PNG pictures into this folder.")] = None,
+    run: Maker = None,
+) -> None:
+    """Document lengths, tokens by source, token frequencies and compression of the shards."""
+    from rich.console import Console
+
+    from leveret.data import look
+
+    found = look.stats(*_open_shards(folder, run))
+    console = Console()
+    for table in look.render(found):
+        console.print(table)
+    for path in look.plot(found, plots) if plots else []:
+        print(f"picture: {path}")
+
+
 @data_app.command("verify")
 def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of token shards.")]) -> None:
     """Compare every file of a folder of shards with its hash; exit code 1 when one differs."""
@@ -97,6 +186,29 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder 
 
 @audit_app.callback()
 def _group() -> None: ...
+
+
+@audit_app.command("contamination")
+def contamination(
+    recipe: RecipeName,
+    sets: Annotated[list[str], typer.Option("--set", help="An evaluation set (.jsonl) or a folder of them.")],
+    overrides: Overrides = None,
+    ngram: Annotated[int, typer.Option(min=5, help="Words in a row that make an overlap.")] = 13,
+    output: Annotated[Path | None, typer.Option(help="Write all of it as JSON here.")] = None,
+) -> None:
+    """Say what of evaluation sets stands in a recipe's corpus; exit code 1 when anything does."""
+    import json
+
+    from leveret.data.contamination import audit_contamination, render
+    from leveret.recipe import load_recipe
+    from leveret.run import corpus_of
+
+    loaded, base = load_recipe(recipe, overrides)
+    report = audit_contamination(corpus_of(loaded, base), [str(Path(each).absolute()) for each in sets], ngram)
+    print(render(report))
+    if output is not None:
+        output.write_text(json.dumps(report.facts(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    raise typer.Exit(1 if any(found.examples for found in report.sets.values()) else 0)
 
 
 @audit_app.command("leaks")

@@ -1,23 +1,32 @@
 """Batches: which windows make up a step, and the tensors of them.
 
+    step --skipped--> place --permute--> windows --pieces--> rows of tokens --> inputs, targets, positions, documents
+
 The order is a pure function of (seed, epoch, step): a keyed permutation of the windows for every epoch. There is no
-state but the step, and a jump to any step costs nothing.
+state but the step and the places skipped, and a jump to any step costs nothing.
+
+B rows, T positions, K pieces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leveret.data.shards import IntArray, TokenSplit
+from leveret.data.shards import TokenSplit
+from leveret.data.windows import IntArray, ends_of, permute, ranges
 
 IGNORED = -100
 """The target of a position that is not learnt from."""
+AHEAD = 16
+"""Batches whose windows are looked up at once, since a permutation of few takes as long as one of many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,33 +70,27 @@ class Batch:
         return Batch(self.inputs.to(device), self.targets.to(device), move(self.positions), move(self.documents))
 
 
-def permute(index: IntArray, size: int, key: int) -> IntArray:
-    """Where each index in [0, size) goes under the permutation named by key.
-
-    A four-round Feistel network over the next even number of bits, walked until it falls inside [0, size)
-    (Black and Rogaway, 2002); the round function is splitmix64's finaliser.
-    """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    low = np.uint64((1 << half) - 1)
-
-    def once(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left, right = value >> np.uint64(half), value & low
-        for number in range(4):
-            round_key = np.uint64((key * 4 + number + 1) * 0x9E3779B97F4A7C15 % 2**64)
-            left, right = right, left ^ (_mix(right + round_key) & low)
-        return (left << np.uint64(half)) | right
-
-    with np.errstate(over="ignore"):
-        out = once(index.astype(np.uint64))
-        while (outside := out >= size).any():
-            out[outside] = once(out[outside])
-    return out.astype(np.int64)
+@lru_cache(maxsize=4)
+def _order(seed: int, windows: int, first: int, count: int) -> IntArray:
+    """Which windows are read as number first, first + 1, ...: all of them in every epoch, in an order of its own."""
+    rows = np.arange(first, first + count, dtype=np.int64)
+    out = np.empty_like(rows)
+    for epoch in np.unique(rows // windows):
+        of_epoch = rows // windows == epoch
+        out[of_epoch] = permute(rows[of_epoch] % windows, windows, seed * 1_000_003 + int(epoch))
+    return out
 
 
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where pieces go: `length` tokens from `start` on, into `row` from `column` on, [K] each. used: [B], how many
+    positions of a row are filled; the last token of a row is a target only."""
+
+    row: IntArray
+    column: IntArray
+    start: IntArray
+    length: IntArray
+    used: IntArray
 
 
 class Batches:
@@ -95,11 +98,14 @@ class Batches:
 
     Args:
         split: the tokens.
-        batch_size: rows of a step's batch, however it is cut into micro-batches.
+        batch_size: rows of a step's batch, however it is cut into micro-batches and among ranks.
         sequence_length: tokens of a row; shorter windows are filled up.
         seed: names the order.
         pad_id: fills rows up; never learnt from.
         tell_documents: give positions and documents, for masks that keep documents apart.
+        rank, ranks: which of how many processes this is. Each takes as many rows of a batch; those that are missing
+            where it does not divide are filled up and learnt from nowhere.
+        skipped: places in the order, counted in batches, that are passed over. With the step it is all the state.
     """
 
     def __init__(
@@ -110,6 +116,10 @@ class Batches:
         seed: int = 0,
         pad_id: int = 0,
         tell_documents: bool = False,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        skipped: frozenset[int] = frozenset(),
     ) -> None:
         self.split = split
         self.batch_size = batch_size
@@ -117,60 +127,109 @@ class Batches:
         self.seed = seed
         self.pad_id = pad_id
         self.tell_documents = tell_documents
+        self.rank = rank
+        self.ranks = ranks
+        self.skipped = skipped
 
     @property
     def steps_per_epoch(self) -> float:
         return len(self.split.windows) / self.batch_size
 
+    def place(self, step: int) -> int:
+        """Where in the order the batch of a step stands: the step, moved on by the places skipped up to there.
+
+        To skip the batch that a step has just read, add its place: no earlier step's batch changes.
+        """
+        for skipped in sorted(self.skipped):
+            step += skipped <= step
+        return step
+
     def windows_of(self, step: int) -> IntArray:
-        """The windows that make up a step, counting steps from 0."""
-        count = len(self.split.windows)
-        rows = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
-        out = np.empty_like(rows)
-        for epoch in np.unique(rows // count):
-            of_epoch = rows // count == epoch
-            out[of_epoch] = permute(rows[of_epoch] % count, count, self.seed * 1_000_003 + int(epoch))
-        return out
+        """The windows that make up a step, counting steps from 0, for all ranks."""
+        ahead, place = divmod(self.place(step), AHEAD)
+        order = _order(self.seed, len(self.split.windows), ahead * AHEAD * self.batch_size, AHEAD * self.batch_size)
+        return order[place * self.batch_size : (place + 1) * self.batch_size]
 
     def batch(self, step: int) -> Batch:
-        return self.of_windows(self.windows_of(step))
+        """This rank's part of a step's batch."""
+        return self._part(self.windows_of(step))
 
     def in_order(self, most: int | None = None) -> Iterator[Batch]:
-        """The split once, or `most` batches evenly spread over it; the last may be smaller."""
+        """This rank's part of the split once, or of `most` batches evenly spread over it; the last may be smaller."""
         count = len(self.split.windows)
         chosen = np.arange(count)
         if most is not None and most * self.batch_size < count:
             chosen = np.linspace(0, count - 1, most * self.batch_size).astype(np.int64)
         for start in range(0, len(chosen), self.batch_size):
-            yield self.of_windows(chosen[start : start + self.batch_size])
+            yield self._part(chosen[start : start + self.batch_size])
 
-    def of_windows(self, numbers: IntArray) -> Batch:
-        """The tensors of these windows."""
-        rows = len(numbers)
-        inputs = np.full((rows, self.length), self.pad_id, dtype=np.int64)
-        targets = np.full((rows, self.length), IGNORED, dtype=np.int64)
-        documents = np.zeros((rows, self.length), dtype=np.int64)
-        positions = np.tile(np.arange(self.length, dtype=np.int64), (rows, 1))
-        for row, (start, length) in enumerate(self.split.windows[numbers].tolist()):
-            tokens = self.split.read(self.split.shards, start, length)
-            used = min(length - 1, self.length)
-            inputs[row, :used] = tokens[:used]
-            targets[row, :used] = tokens[1 : used + 1]
-            if self.split.masks:
-                learn = self.split.read(self.split.masks, start, length)
-                targets[row, :used][~learn[1 : used + 1]] = IGNORED
-            if self.tell_documents:
-                self._tell(start, used, documents[row], positions[row])
-        batch = Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+    def _part(self, numbers: IntArray) -> Batch:
+        rows = -(-len(numbers) // self.ranks)
+        return self.of_windows(numbers[self.rank * rows : (self.rank + 1) * rows], rows)
+
+    def of_windows(self, numbers: IntArray, rows: int | None = None) -> Batch:
+        """The tensors of these windows, and of empty ones up to that many rows."""
+        layout = self._lay_out(numbers, len(numbers) if rows is None else rows)
+        tokens_BT1 = self._read(self.split.shards, layout, self.pad_id)
+        inputs_BT, targets_BT = tokens_BT1[:, :-1].astype(np.int64), tokens_BT1[:, 1:].astype(np.int64)
+        if (layout.used < self.length).any():
+            filling_BT = np.arange(self.length) >= layout.used[:, None]
+            inputs_BT[filling_BT] = self.pad_id
+            targets_BT[filling_BT] = IGNORED
+        if self.split.masks:
+            targets_BT[~self._read(self.split.masks, layout, False)[:, 1:]] = IGNORED
+        self._forget_seams(layout, targets_BT)
+        batch = Batch(torch.from_numpy(inputs_BT), torch.from_numpy(targets_BT))
         if not self.tell_documents:
             return batch
-        return replace(batch, positions=torch.from_numpy(positions), documents=torch.from_numpy(documents))
+        positions_BT, documents_BT = self._tell(layout)
+        return replace(batch, positions=torch.from_numpy(positions_BT), documents=torch.from_numpy(documents_BT))
 
-    def _tell(self, start: int, used: int, documents: IntArray, positions: IntArray) -> None:
-        """Fills in which document each token of a row belongs to, and its place in it."""
-        token = np.arange(start, start + used)
-        number = np.searchsorted(self.split.starts, token, side="right") - 1
-        documents[:used] = number - number[:1]
-        documents[used:] = documents[used - 1] + 1 if used else 0  # the filling is a document of its own
-        positions[:used] = token - np.maximum(self.split.starts[number], start)
-        positions[used:] = np.arange(len(positions) - used)
+    def _lay_out(self, numbers: IntArray, rows: int) -> _Layout:
+        """The pieces of these windows one after the other in their rows; what is beyond a row's end is cut off."""
+        counts = self.split.windows.counts(numbers)
+        start, length = self.split.windows.of(numbers).T
+        row = np.repeat(np.arange(len(numbers)), counts)
+        ends = ends_of(length)
+        column = ends[:-1] - np.repeat(ends[ends_of(counts)[:-1]], counts)
+        length = np.minimum(length, self.length + 1 - column)
+        used = np.maximum(np.bincount(row, np.maximum(length, 0), rows).astype(np.int64) - 1, 0)
+        inside = length > 0
+        return _Layout(row[inside], column[inside], start[inside], length[inside], used)
+
+    def _read(self, arrays: list[NDArray[Any]], layout: _Layout, filling: int) -> NDArray[Any]:
+        """The arrays' values in their places, [B, T + 1], in the arrays' dtype."""
+        out_BT1 = np.full((len(layout.used), self.length + 1), filling, dtype=arrays[0].dtype)
+        places = (layout.row.tolist(), layout.column.tolist(), layout.start.tolist(), layout.length.tolist())
+        for row, column, start, length in zip(*places, strict=True):
+            out_BT1[row, column : column + length] = self.split.read(arrays, start, length)
+        return out_BT1
+
+    def _forget_seams(self, layout: _Layout, targets_BT: IntArray) -> None:
+        """No document foretells how another goes on in its middle; how another begins is learnt."""
+        seam = layout.column > 0
+        if seam.any():
+            row, column, start = layout.row[seam], layout.column[seam], layout.start[seam]
+            starts = self.split.starts
+            middle = np.searchsorted(starts, start, side="left") == np.searchsorted(starts, start, side="right")
+            targets_BT[row[middle], column[middle] - 1] = IGNORED
+
+    def _tell(self, layout: _Layout) -> tuple[IntArray, IntArray]:
+        """Each token's place in its document (or in what a window has of it), and the document's number in its row.
+
+        The filling of a row is a document of its own.
+        """
+        begins_BT1 = np.zeros((len(layout.used), self.length + 1), dtype=np.bool_)
+        begins_BT1[layout.row, layout.column] = True
+        begins_BT1[np.arange(len(layout.used)), layout.used] = True
+        first = np.searchsorted(self.split.starts, layout.start, side="right")
+        count = np.searchsorted(self.split.starts, layout.start + layout.length, side="left") - first
+        start = self.split.starts[ranges(first, count)]
+        begins_BT1[np.repeat(layout.row, count), start - np.repeat(layout.start - layout.column, count)] = True
+        begins_BT = begins_BT1[:, :-1]
+        at = np.flatnonzero(begins_BT)
+        lengths = np.diff(at, append=begins_BT.size)
+        of_row = np.count_nonzero(begins_BT, axis=1)
+        positions = np.arange(begins_BT.size) - np.repeat(at, lengths)
+        documents = np.repeat(ranges(np.zeros_like(of_row), of_row), lengths)
+        return positions.reshape(begins_BT.shape), documents.reshape(begins_BT.shape)

@@ -5,6 +5,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from leveret.config import Config
+from leveret.data.dedup import DedupConfig
+from leveret.data.filters.config import FilterConfig
+from leveret.data.hub import RetryConfig
+from leveret.data.overlap import DecontaminateConfig
 
 # Fields that mean something for one kind of origin only; the first of each must be given.
 _BELONGS: dict[str, tuple[str, ...]] = {
@@ -58,6 +62,10 @@ class SourceConfig(OriginConfig):
     """Column or key that holds the text; .txt files have none and are one document each."""
     max_documents: PositiveInt | None = None
     """Read at most this many documents; without it, all."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share of the drawn training tokens, relative to the other sources' weights; all sources have one or none does."""
+    epochs: float | None = Field(default=None, gt=0)
+    """How often the source's training windows are drawn: whole passes, and a sample for the rest. None: once."""
 
 
 ExampleFormat = Literal["auto", "messages", "instruction-command", "prompt-completion", "instruction-response", "raw"]
@@ -77,6 +85,25 @@ class ExamplesConfig(OriginConfig):
     """Read at most this many examples; without it, all."""
 
 
+class ExecutorConfig(Config):
+    """Makes the token shards' parts beyond this process, with datatrove."""
+
+    kind: Literal["local", "slurm", "ray"] = "local"
+    """datatrove's executor: processes here, a Slurm cluster, a Ray cluster. All must see the same folders."""
+    tasks: PositiveInt = 1
+    """Tasks that share the sources' files."""
+    workers: PositiveInt | None = None
+    """Tasks that run at the same time; without it, all."""
+    address: str | None = None
+    """Of the Ray cluster; without it, one on this machine is started."""
+    partition: str = "cpu"
+    """Slurm's partition."""
+    time: str = "24:00:00"
+    """Slurm's limit for a task, HH:MM:SS."""
+    memory_gb: float = Field(default=2, gt=0)
+    """Memory of a task, GB."""
+
+
 class DataConfig(Config):
     """The corpus of pretraining and how it is cut into shards and windows."""
 
@@ -90,3 +117,32 @@ class DataConfig(Config):
     """What stands around each text; {bos} and {eos} are control tokens."""
     shard_tokens: PositiveInt = 10_000_000
     """Tokens of a shard file, but the last."""
+    filters: list[FilterConfig] = Field(default=[])
+    """What a document must pass, in this order."""
+    decontaminate: DecontaminateConfig | None = None
+    """Keeps evaluation sets out, after the filters."""
+    dedup: DedupConfig | None = None
+    """Leaves out documents that are there already, after the filters, across all sources."""
+    packing: Literal["concatenate", "best-fit"] = "concatenate"
+    """`concatenate`: windows over documents laid end to end. `best-fit`: documents cut only where longer than a window,
+    and put together where they fit; a little slower to prepare and to load."""
+    tokens: PositiveInt | None = None
+    """Training tokens to draw in all: by the sources' weights, or without weights from all in the same proportion.
+    Without it, every source once (or its epochs); with weights, as many as the sources hold."""
+    retry: RetryConfig = RetryConfig()
+    """How often and how patiently a read from the hub is tried again."""
+    strict: bool = False
+    """Stop at the first row that cannot be read, instead of leaving it out and counting it."""
+    workers: PositiveInt | None = None
+    """Processes that tokenise; without it one a core, and for small sources none but the main one."""
+    executor: ExecutorConfig | None = None
+    """Where the parts are made; without it, on this machine."""
+
+    @model_validator(mode="after")
+    def _weights_agree(self) -> Self:
+        weighted = [source.weight is not None for source in self.sources]
+        if any(weighted) and not all(weighted):
+            raise ValueError("some sources have a weight and some have none; give each one, or none")
+        if any(weighted) and any(source.epochs is not None for source in self.sources):
+            raise ValueError("a source's share is its weight or its epochs, not both")
+        return self

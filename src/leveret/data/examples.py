@@ -19,18 +19,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from leveret.data.config import ExampleFormat, ExamplesConfig
-from leveret.data.sources import (
-    Row,
-    checked,
-    file_format,
-    find_files,
-    generated,
-    hub_rows,
-    label,
-    not_empty,
-    read_rows,
-    read_text,
-)
+from leveret.data.readers import read_rows, read_text
+from leveret.data.rows import Row, checked
+from leveret.data.sources import dataset_rows, find_files, generator, label, not_empty
+from leveret.data.streams import file_format
 from leveret.errors import UserError
 
 ROLES = ("system", "user", "assistant")
@@ -95,9 +87,9 @@ def examples(
             found = chain.from_iterable(_entry(path, base_dir, config.format) for path in config.paths)
         case "hub":
             source = str(config.name)
-            found = (_from_row(row, config.format, where, source) for where, row in hub_rows(config))
+            found = (_from_row(row, config.format, where, source) for where, row in dataset_rows(config))
         case "generated":
-            found = iter(generated(config, generators))
+            found = iter(generator(config, generators)())
     kept = (e for e in found if all(str(e.meta.get(key)) in wanted for key, wanted in config.where.items()))
     return not_empty(islice(kept, config.max_examples), "examples", config)
 

@@ -9,10 +9,12 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import tee
 from math import ceil
 from typing import Literal
 
 from leveret.data.examples import Example
+from leveret.data.overlap import NgramIndex, Passage
 from leveret.data.sources import Document
 
 Kind = Literal["verbatim", "normalised", "near-duplicate"]
@@ -20,6 +22,9 @@ KINDS: tuple[Kind, ...] = ("verbatim", "normalised", "near-duplicate")
 
 NEAR = 0.8
 """Least Jaccard index of the instructions' content words at which two examples are near-duplicates."""
+
+PROBE = 3
+"""Words of an instruction that a document must have before it is searched for all of it."""
 
 FUNCTION_WORDS = frozenset(
     re.findall(
@@ -87,17 +92,19 @@ def find_leaks_in_text(heldout: Sequence[Example], documents: Iterable[Document]
 
     Both as whole words, the response outside the instruction: `verbatim` character by character, `normalised`
     after `normalise`. At most one leak for each held-out example, the gravest, then the first, in the held-out
-    examples' order. The documents are read once, one at a time.
+    examples' order. The documents are read once, a few at a time.
     """
     pairs = [_texts(example) for example in heldout]
     probes = _probes([normalise(instruction) for instruction, _ in pairs])
-    sizes = {len(gram) for gram in probes}
+    index = NgramIndex.build((Passage("", *probe) for probe in enumerate(probes)), PROBE + 1, shortest=1)
+    wordless = {number for number, probe in enumerate(probes) if not probe}
     found: dict[int, Leak] = {}
-    for where, document in enumerate(documents):
-        flat = _flatten(document.text)
-        words = _WORD.findall(flat)
-        offered = (gram for size in sizes for gram in probes.keys() & _grams(words, size))
-        for number in (number for gram in offered for number in probes[gram]):
+    documents, searched = tee(documents)
+    overlaps = index.find_each(document.text for document in searched)
+    for where, (document, here) in enumerate(zip(documents, overlaps, strict=True)):
+        offered = wordless.union(overlap.number for overlap in here)
+        flat = _flatten(document.text) if offered else ""
+        for number in offered:
             known = found.get(number)
             if known is not None and known.kind == "verbatim":
                 continue
@@ -205,19 +212,17 @@ class _NearIndex:
         return ordered[: len(words) - ceil(NEAR * len(words)) + 1]
 
 
+def _probes(instructions: Sequence[str]) -> list[str]:
+    """Of each instruction the run of `PROBE` words (all of them where it has fewer) that fewest others have."""
+    grams = [_grams(words, min(PROBE, len(words))) for words in map(_WORD.findall, instructions)]
+    count = Counter(gram for runs in grams for gram in runs)
+    rarest = (min(runs, key=lambda gram: (count[gram], gram)) for runs in grams)
+    return [" ".join(gram) for gram in rarest]
+
+
 def _grams(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
     """All runs of `size` words; the one empty run for size 0."""
     return set(zip(*(words[start:] for start in range(size)), strict=False)) if size else {()}
-
-
-def _probes(instructions: Sequence[str]) -> dict[tuple[str, ...], list[int]]:
-    """For each instruction its run of three words (fewer where it has fewer) that fewest others have."""
-    grams = [_grams(words, min(3, len(words))) for words in map(_WORD.findall, instructions)]
-    count = Counter(gram for runs in grams for gram in runs)
-    probes = defaultdict(list)
-    for number, runs in enumerate(grams):
-        probes[min(runs, key=lambda gram: (count[gram], gram))].append(number)
-    return dict(probes)
 
 
 def _holds(text: str, instruction: str, response: str) -> bool:

@@ -1,69 +1,411 @@
-"""Documents to token shards.
+"""Documents to token shards, on all cores, and never from the beginning again.
 
-documents --> split by hash --> encode --> ShardWriter --> windows --> manifest
+    pieces -> chunks --PartMaker, in many processes--> parts --merge, in order, dedup--> shards, windows, manifest
+
+What is written is the same whatever the number of workers and whatever was killed in between: a part that is whole is
+not made again, and the merge is a pure function of the parts.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from itertools import islice
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from leveret.data.config import DataConfig
-from leveret.data.shards import ShardWriter, concatenated_windows, is_validation
-from leveret.data.sources import Document
-from leveret.errors import UserError
-from leveret.tokenizer.tokenizer import Tokenizer
+import numpy as np
+from rich.console import Console
 
-CHUNK = 512
-"""Documents encoded at once."""
+from leveret.data.dedup import Seen
+from leveret.data.parts import DONE, Job, Part, PartMaker, frame, names_of_filters
+from leveret.data.shards import ShardWriter
+from leveret.data.sources import Chunk, Drop, Generators, Piece, chunks, describe, pieces, refuse
+from leveret.data.windows import windows_of
+from leveret.display import Display
+from leveret.errors import UserError
+
+ALONE = 32 * 2**20
+"""Bytes of text for which starting worker processes takes longer than they save."""
+TYPICAL_GROWTH = 2.5
+"""Text to bytes on disk of the first file, whose true ratio nobody knows yet; English in compressed parquet."""
+NAMED = 100
+"""Most unreadable rows that a manifest names; all are counted."""
+
+log = logging.getLogger("leveret")
+
+
+@dataclass
+class Place:
+    """Where the parts of one piece are, and what is known of them."""
+
+    source: int
+    piece: Piece
+    folder: Path
+
+    def part(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.npz"
+
+    @property
+    def done(self) -> Path:
+        return self.folder / DONE
+
+
+@dataclass
+class Reading:
+    """A piece of which parts are still being made."""
+
+    place: Place
+    parts: int = 0
+    waiting: int = 0
+    ended: bool = False
+    landed: int = 0
+    retries: int = 0
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+    def chunks(self, strict: bool) -> Iterator[Chunk]:
+        """The chunks of the piece; what cannot be read and what the network did are noted."""
+        return chunks(self.place.piece, self.drop(strict), self.log)
+
+    def log(self, failure: str) -> None:
+        self.retries += 1
+        log.warning("%s", failure)
+
+    @property
+    def done(self) -> bool:
+        return self.ended and not self.waiting
+
+    def drop(self, strict: bool) -> Drop:
+        """What to do with what cannot be read."""
+        return refuse if strict else lambda where, why: self.unreadable.append((where, why))
+
+    def close(self) -> None:
+        """Notes that every part of the piece is there, if so."""
+        if self.done:
+            facts = {"parts": self.parts, "retries": self.retries, "unreadable": self.unreadable}
+            partial = self.place.done.with_suffix(".partial")
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(facts), encoding="utf-8")
+            partial.replace(self.place.done)
 
 
 def prepare_documents(
-    documents: Iterable[Document],
-    tokenizer: Tokenizer,
-    config: DataConfig,
+    job: Job,
+    generators: Generators,
     sequence_length: int,
     folder: Path,
     facts: dict[str, Any],
+    console: Console,
 ) -> None:
-    """Tokenises documents into the shards of folder, which must not exist.
+    """Makes the shards of folder, going on where an earlier call was cut off.
+
+    Args:
+        sequence_length: tokens of a window.
+        facts: what else the manifest says.
 
     Raises:
-        UserError: nothing to train on, or an end token is asked for that the tokenizer lacks.
+        UserError: nothing to train on; a source that cannot be read at all; a full disk.
     """
-    before, after = _frame(config.document_format, tokenizer)
-    writer = ShardWriter(folder, tokenizer.vocab_size, config.shard_tokens)
-    of_source: Counter[str] = Counter()
-    remaining = iter(documents)
-    while chunk := list(islice(remaining, CHUNK)):
-        encoded = tokenizer.encode_batch([document.text for document in chunk])
-        for document, ids in zip(chunk, encoded, strict=True):
-            split = "validation" if is_validation(document.text, config.validation_fraction) else "train"
-            writer.add(split, before + ids + after, len(document.text.encode("utf-8", "replace")))
-            of_source[document.source] += 1
-    if "train" not in writer.splits:
-        raise UserError("the corpus is empty: no document to train on; check the recipe's data.sources")
-    windows = {name: concatenated_windows(split.tokens, sequence_length) for name, split in writer.splits.items()}
-    writer.finish(windows, facts | {"documents_by_source": dict(of_source)})
+    frame(job.config.document_format, job.tokenizer)  # what is wrong with the recipe shows before any work
+    with _told(folder), _alone(folder):
+        if (folder / "manifest.json").is_file():
+            return
+        places = lay_out(job, generators, folder)
+        if job.config.executor is None:
+            make_parts(job, places, console)
+        else:
+            from leveret.data.executors import run_executor
+
+            run_executor(job.config.executor, job, places, str(parts_of(folder) / "logs"))
+        merge(job, places, sequence_length, folder, facts)
+        shutil.rmtree(parts_of(folder))
 
 
-def _frame(document_format: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The token ids before and after each document."""
+def parts_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".parts")
 
-    def ids(part: str) -> list[int]:
-        out: list[int] = []
-        for piece in part.replace("{bos}", "\0bos\0").replace("{eos}", "\0eos\0").split("\0"):
-            if piece in ("bos", "eos"):
-                number = tokenizer.bos_id if piece == "bos" else tokenizer.eos_id
-                if number is None:
-                    raise UserError(f"data.document_format has {{{piece}}}, but the tokenizer has no {piece}_token")
-                out.append(number)
-            elif piece:
-                out += tokenizer.encode(piece)
-        return out
 
-    before, _, after = document_format.partition("{text}")
-    return ids(before), ids(after)
+def lay_out(job: Job, generators: Generators, folder: Path) -> list[Place]:
+    """Every piece of every source, in order, with the folder of its parts."""
+    places: list[Place] = []
+    for number, source in enumerate(job.config.sources):
+        for piece in pieces(source, job.base_dir, generators, log.warning, job.config.retry):
+            name = re.sub(r"[^\w.-]+", "_", f"{piece.name}@{piece.revision}" if piece.revision else piece.name)[-120:]
+            places.append(Place(number, piece, parts_of(folder) / f"{number:03d}-{len(places):06d}-{name}"))
+    return places
+
+
+# --- parts ---------------------------------------------------------------------------------------------------
+
+
+def make_parts(job: Job, places: list[Place], console: Console) -> None:
+    """Makes every part of these pieces that is not there yet."""
+    todo = [place for place in places if not place.done.is_file()]
+    sizes = [place.piece.size for place in todo if place.piece.size is not None]
+    total = sum(sizes) if len(sizes) == len(todo) else None
+    with _Workers(job) as workers, Display(console, "prepare", total) as display:
+        flight = _Flight(workers, display)
+        for place in todo:
+            reading = Reading(place)
+            for chunk in reading.chunks(job.config.strict):
+                path, reading.parts = place.part(reading.parts), reading.parts + 1
+                flight.send(reading, chunk, path)
+            reading.ended = True
+            reading.close()
+        flight.land()
+
+
+def make_piece(maker: PartMaker, place: Place) -> None:
+    """Makes the parts of one piece one after the other, in this process."""
+    if place.done.is_file():
+        return
+    reading = Reading(place)
+    for chunk in reading.chunks(maker.config.strict):
+        path, reading.parts = place.part(reading.parts), reading.parts + 1
+        if not path.is_file():
+            maker.make(chunk, path)
+    reading.ended = True
+    reading.close()
+
+
+class _Flight:
+    """The chunks that workers are busy with, and the count of what is done."""
+
+    def __init__(self, workers: _Workers, display: Display) -> None:
+        self.workers, self.display, self.limit = workers, display, 2 * workers.count
+        self.sent: deque[tuple[Reading, Chunk, Path, Future[int] | None]] = deque()
+        self.bytes = self.tokens = 0
+        self.finished = self.unpacked = 0  # bytes of whole pieces, on disk and as text
+
+    def send(self, reading: Reading, chunk: Chunk, path: Path) -> None:
+        """Has the part of a chunk made unless it is there; waits while too many are under way."""
+        future = None if path.is_file() else self.workers.make(chunk, path)
+        reading.waiting += 1
+        self.sent.append((reading, chunk, path, future))
+        self.land(self.limit)
+
+    def land(self, most: int = 0) -> None:
+        """Takes in the oldest chunks until at most so many are under way."""
+        while len(self.sent) > most:
+            reading, chunk, path, future = self.sent.popleft()
+            try:
+                tokens = _tokens(path) if future is None else future.result()
+            except BrokenProcessPool:
+                raise UserError(
+                    "a worker process was killed, perhaps for want of memory; the same command goes on, and "
+                    "data.workers sets how many there are"
+                ) from None
+            self.bytes, self.tokens = self.bytes + chunk.size, self.tokens + tokens
+            reading.waiting -= 1
+            reading.close()
+            rate = self.bytes / 1e6 / max(self.display.seconds, 1e-9)
+            facts = f"{rate:.1f} MB/s · {self.tokens:,} tokens"
+            self.display.update(self._done(reading, chunk), f"{self.bytes / 1e6:,.0f} MB of text", facts)
+
+    def _done(self, reading: Reading, chunk: Chunk) -> float:
+        """Bytes of the sources, as they are on disk, that have been dealt with: within a piece, an estimate."""
+        size = reading.place.piece.size or 0
+        reading.landed += chunk.size
+        if reading.done:
+            self.finished += size
+            self.unpacked += reading.landed
+            return self.finished
+        growth = self.unpacked / self.finished if self.finished else TYPICAL_GROWTH
+        return self.finished + min(reading.landed / max(growth, 1.0), size)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _tokens(path: Path) -> int:
+    return len(Part.read(path).tokens)
+
+
+_maker: PartMaker | None = None
+"""Of this worker process."""
+
+
+def _begin(job: Job) -> None:
+    """A worker starts: one thread each, ctrl-C is the parent's business, and no worker outlives it."""
+    global _maker
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    _maker = PartMaker(job)
+
+
+def _die_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _work(chunk: Chunk, path: Path) -> int:
+    assert _maker is not None
+    return _maker.make(chunk, path)
+
+
+class _Workers:
+    """Makes parts: the first ones here, and when there are many, the others in processes started for them."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.count = job, job.config.workers or _cores()
+        self.maker = PartMaker(job)
+        self.pool: ProcessPoolExecutor | None = None
+        self.made = 0
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def make(self, chunk: Chunk, path: Path) -> Future[int]:
+        if self.count == 1 or self.made < ALONE:
+            self.made += chunk.size
+            future: Future[int] = Future()
+            future.set_result(self.maker.make(chunk, path))
+            return future
+        if self.pool is None:
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(self.count, context, initializer=_begin, initargs=(self.job,))
+        return self.pool.submit(_work, chunk, path)
+
+
+# --- merge ---------------------------------------------------------------------------------------------------
+
+
+class _Tally:
+    """What became of the documents of one source."""
+
+    def __init__(self) -> None:
+        self.read = self.kept = self.retries = 0
+        self.revision: str | None = None
+        self.dropped: Counter[str] = Counter()
+        self.changed: Counter[str] = Counter()
+        self.unreadable: list[tuple[str, str]] = []
+
+    def add(self, part: Part) -> None:
+        self.read += len(part.fate)
+        self.dropped += part.dropped()
+        self.changed.update(part.changed)
+        self.unreadable += part.unreadable
+
+    def facts(self, filters: list[str]) -> dict[str, Any]:
+        return {
+            **({"revision": self.revision} if self.revision else {}),
+            "read": self.read,
+            "kept": self.kept,
+            "retries": self.retries,
+            "filters": {
+                name: {"dropped": self.dropped[name], "changed": self.changed[name]} for name in dict.fromkeys(filters)
+            },
+            "unreadable": {
+                "count": len(self.unreadable),
+                "first": [{"where": where, "why": why} for where, why in self.unreadable[:NAMED]],
+            },
+        }
+
+
+def merge(job: Job, places: list[Place], sequence_length: int, folder: Path, facts: dict[str, Any]) -> None:
+    """Writes the shards out of all parts, leaving out documents that were there before."""
+    config = job.config
+    writer = ShardWriter(folder, job.tokenizer.vocab_size, config.shard_tokens)
+    seen = None if config.dedup is None else Seen(config.dedup)
+    tallies = [_Tally() for _ in config.sources]
+    by_label: Counter[str] = Counter()
+    try:
+        for place in places:
+            tally = tallies[place.source]
+            tally.revision = place.piece.revision
+            done = json.loads(place.done.read_text("utf-8"))
+            for number in range(done["parts"]):
+                part = Part.read(place.part(number))
+                tally.add(part)
+                kept = _write(writer, part, place.source, seen)
+                tally.kept += kept
+                by_label[place.piece.label] += kept
+            tally.retries += done["retries"]
+            tally.unreadable += done["unreadable"]
+        for source, tally in zip(config.sources, tallies, strict=True):
+            if not tally.read:
+                raise UserError(f"no documents in {describe(source)}")
+        if "train" not in writer.splits:
+            raise UserError("no document to train on is left; check the recipe's data.sources and data.filters")
+        windows, drawn = windows_of(writer, config, sequence_length)
+        filters = list(names_of_filters(config))
+        writer.finish(
+            windows,
+            facts
+            | {
+                "documents_by_source": dict(by_label),
+                "documents": [tally.facts(filters) for tally in tallies],
+                "duplicates": None if seen is None else seen.counts,
+                "drawn": drawn,
+            },
+        )
+    except BaseException:
+        shutil.rmtree(writer.partial, ignore_errors=True)
+        raise
+
+
+def _write(writer: ShardWriter, part: Part, source: int, seen: Seen | None) -> int:
+    """Appends the documents of a part that are the first of their kind; returns how many."""
+    if seen is None:
+        first = np.ones(len(part.lengths), dtype=np.bool_)
+    else:
+        assert part.prints is not None
+        first = seen.first(part.prints)
+    for split, side in (("train", ~part.validation), ("validation", part.validation)):
+        chosen = first & side
+        if chosen.any():
+            tokens = part.tokens if chosen.all() else part.tokens[np.repeat(chosen, part.lengths)]
+            writer.extend(split, tokens, part.lengths[chosen], int(part.text_bytes[chosen].sum()), source=source)
+    return int(first.sum())
+
+
+# --- the disk ------------------------------------------------------------------------------------------------
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Says in one line that the disk is full or may not be written to."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise UserError(
+            f"{folder.parent} cannot be written ({os.strerror(error.errno)}); make room or choose another place with "
+            "LEVERET_CACHE, and the same command goes on"
+        ) from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lets one process at a time make these shards; another one waits."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as file:
+        with suppress(ImportError):  # Windows
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leveret.data.windows import IntArray, Windows
 from leveret.errors import UserError
 
 FORMAT_VERSION = 1
-IntArray = NDArray[np.int64]
 
 
 def is_validation(text: str, fraction: float) -> bool:
@@ -41,6 +44,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def flush(path: Path) -> None:
+    """Makes sure that a file or a folder's names are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @dataclass
 class _Split:
     """What is known of a split while it is written."""
@@ -48,10 +60,12 @@ class _Split:
     buffer: list[NDArray[Any]] = field(default_factory=list)
     learn: list[NDArray[np.bool_]] = field(default_factory=list)
     buffered: int = 0
+    documents: int = 0
     tokens: int = 0
     text_bytes: int = 0
-    starts: list[int] = field(default_factory=list)
+    starts: list[IntArray] = field(default_factory=list)
     shards: list[dict[str, Any]] = field(default_factory=list)
+    sources: list[dict[str, int]] = field(default_factory=list)
 
 
 class ShardWriter:
@@ -77,18 +91,42 @@ class ShardWriter:
 
     def add(self, split: str, ids: Sequence[int], text_bytes: int, learn: Sequence[bool] | None = None) -> None:
         """Appends one document."""
-        assert (learn is not None) == self.masked
         assert max(ids, default=0) < self.vocab_size
+        lengths = np.asarray([len(ids)], dtype=np.int64)
+        mask = None if learn is None else np.asarray(learn, dtype=np.bool_)
+        self.extend(split, np.asarray(ids, dtype=self.dtype), lengths, text_bytes, mask)
+
+    def extend(
+        self,
+        split: str,
+        tokens: NDArray[Any],
+        lengths: IntArray,
+        text_bytes: int,
+        learn: NDArray[np.bool_] | None = None,
+        source: int = 0,
+    ) -> None:
+        """Appends documents of one source, laid end to end; sources come one after the other."""
+        assert (learn is not None) == self.masked
+        assert len(tokens) == lengths.sum()
         state = self.splits.setdefault(split, _Split())
-        state.starts.append(state.tokens)
-        state.tokens += len(ids)
+        if not state.sources or state.sources[-1]["source"] != source:
+            state.sources.append({"source": source, "documents": 0, "tokens": 0})
+        state.sources[-1]["documents"] += len(lengths)
+        state.sources[-1]["tokens"] += len(tokens)
+        state.starts.append(state.tokens + np.cumsum(lengths) - lengths)
+        state.documents += len(lengths)
+        state.tokens += len(tokens)
         state.text_bytes += text_bytes
-        state.buffer.append(np.asarray(ids, dtype=self.dtype))
+        state.buffer.append(tokens)
         if learn is not None:
-            state.learn.append(np.asarray(learn, dtype=np.bool_))
-        state.buffered += len(ids)
+            state.learn.append(learn)
+        state.buffered += len(tokens)
         while state.buffered >= self.shard_tokens:
             self._flush(split, self.shard_tokens)
+
+    def starts(self, split: str) -> IntArray:
+        """Where each document of a split begins."""
+        return np.concatenate(self.splits[split].starts)
 
     def _flush(self, split: str, count: int) -> None:
         """Writes the first count buffered tokens as a shard."""
@@ -109,11 +147,11 @@ class ShardWriter:
         np.save(path, array, allow_pickle=False)
         return {"name": name, "sha256": file_sha256(path)}
 
-    def finish(self, windows: dict[str, IntArray], facts: dict[str, Any]) -> None:
+    def finish(self, windows: dict[str, Windows], facts: dict[str, Any]) -> None:
         """Writes the rest, the indexes and the manifest, and gives the folder its name.
 
         Args:
-            windows: [count, 2] of start and length, for every split.
+            windows: of every split.
             facts: what else the manifest says (tokenizer hash, sources, ...).
         """
         splits: dict[str, Any] = {}
@@ -121,13 +159,16 @@ class ShardWriter:
             if state.buffered:
                 self._flush(name, state.buffered)
             splits[name] = {
-                "documents": len(state.starts),
+                "documents": state.documents,
                 "tokens": state.tokens,
                 "text_bytes": state.text_bytes,
+                "sources": state.sources,
                 "shards": state.shards,
-                "starts": self._save(f"{name}-starts.npy", np.asarray(state.starts, dtype=np.int64)),
-                "windows": self._save(f"{name}-windows.npy", windows[name]) | {"count": len(windows[name])},
+                "starts": self._save(f"{name}-starts.npy", self.starts(name)),
+                "windows": self._save(f"{name}-windows.npy", windows[name].pieces) | {"count": len(windows[name])},
             }
+            if (offsets := windows[name].offsets) is not None:
+                splits[name]["offsets"] = self._save(f"{name}-offsets.npy", offsets)
         manifest = {
             "format_version": FORMAT_VERSION,
             "dtype": np.dtype(self.dtype).name,
@@ -135,19 +176,12 @@ class ShardWriter:
             **facts,
             "splits": splits,
         }
-        (self.partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        (self.partial / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        for path in self.partial.iterdir():
+            flush(path)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.partial.rename(self.folder)
-
-
-def concatenated_windows(tokens: int, sequence_length: int) -> IntArray:
-    """Windows over documents laid end to end: sequence_length + 1 tokens each, the last one shared with the next."""
-    starts = np.arange(0, max(tokens - 1, 0), sequence_length, dtype=np.int64)
-    lengths = np.minimum(sequence_length + 1, tokens - starts)
-    whole = lengths == sequence_length + 1
-    keep = whole if whole.any() else np.ones_like(whole)  # a split shorter than one window is that one window
-    windows: IntArray = np.stack([starts, lengths], axis=1)[keep]
-    return windows
+        flush(self.folder.parent)
 
 
 class TokenStore:
@@ -189,7 +223,7 @@ class TokenStore:
 
 def _entries(splits: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
     for split in splits:
-        yield from (split["starts"], split["windows"])
+        yield from (split[key] for key in ("starts", "windows", "offsets") if key in split)
         for shard in split["shards"]:
             yield shard
             if "mask" in shard:
@@ -197,12 +231,17 @@ def _entries(splits: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
 
 
 class TokenSplit:
-    """One split: its shards as one array, its documents, its windows."""
+    """One split: its shards as one array, its documents, its windows.
+
+    Its windows lie in one file where each is one piece, [W, 2] of start and length; else `offsets`, [W + 1], says which
+    of the pieces, [P, 2], belong to each.
+    """
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
         def load(entry: dict[str, Any]) -> NDArray[Any]:
             try:
-                return np.load(folder / entry["name"], mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+                # As a plain array over the map: slices of np.memmap take several times as long to make.
+                return np.asarray(np.load(folder / entry["name"], mmap_mode="r", allow_pickle=False))
             except (OSError, ValueError) as error:
                 raise UserError(f"{folder / entry['name']} cannot be read ({error}); prepare the data again") from None
 
@@ -211,19 +250,19 @@ class TokenSplit:
         self.shards = [load(shard) for shard in facts["shards"]]
         self.masks = [load(shard["mask"]) for shard in facts["shards"] if "mask" in shard]
         self.starts: IntArray = load(facts["starts"])
-        self.windows: IntArray = load(facts["windows"])
+        self.windows = Windows(load(facts["windows"]), load(facts["offsets"]) if "offsets" in facts else None)
         if not len(self.windows):
             raise UserError(f"a split of {folder} has {self.tokens} tokens, too few to read; prepare more documents")
-        self.ends = np.cumsum([len(shard) for shard in self.shards])
-        if int(self.ends[-1]) != self.tokens:
+        self.ends = list(accumulate(len(shard) for shard in self.shards))
+        if self.ends[-1] != self.tokens:
             raise UserError(f"the shards in {folder} are shorter than their manifest says; prepare the data again")
 
     def read(self, arrays: list[NDArray[Any]], start: int, length: int) -> NDArray[Any]:
         """A run of the arrays' concatenation."""
-        shard = int(np.searchsorted(self.ends, start, side="right"))
+        shard = bisect_right(self.ends, start)
         pieces = []
         while length:
-            base = int(self.ends[shard - 1]) if shard else 0
+            base = self.ends[shard - 1] if shard else 0
             piece = arrays[shard][start - base : start - base + length]
             pieces.append(piece)
             start, length, shard = start + len(piece), length - len(piece), shard + 1

@@ -1,65 +1,147 @@
-"""Documents, one at a time, out of files, Hugging Face datasets and generators.
+"""Documents out of files, Hugging Face datasets and generators.
 
-    paths -> find_files -> read_rows (.jsonl .json .parquet .txt, plain or compressed) -\\
-    hub name ------------> hub_rows ----------------------------------------------------- documents
-    generator name ------> generated ---------------------------------------------------/
+    config --pieces--> Piece --chunks--> Chunk --read_chunk--> Document
 
-Nothing is held but the row at hand, and the order is the same on every machine. In this module whatever
-cannot be read is a `UserError` that names file and line (or row); nothing is dropped but empty texts.
+A piece is one sequential read, which only cuts its rows into chunks; a chunk is parsed on its own, in whatever process.
+The order, the pieces and the chunks are the same on every machine. What cannot be read is named to a `Drop`, which
+may raise (`refuse`) or take note; empty texts are passed over in silence.
 """
 
-import gzip
 import hashlib
 import inspect
-import io
 import json
-import lzma
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from leveret.data.config import OriginConfig, SourceConfig
+from leveret.data.hub import RETRY, HubPiece, RetryConfig, hub_pieces, hub_rows
+from leveret.data.readers import file_blocks
+from leveret.data.rows import CHUNK_BYTES as CHUNK_BYTES
+from leveret.data.rows import Block, Place, encoded, no_column, text_blocks, texts
+from leveret.data.rows import Drop as Drop
+from leveret.data.rows import Row as Row
+from leveret.data.rows import refuse as refuse
+from leveret.data.streams import KNOWN, file_format, shown
 from leveret.errors import UserError
 
-Row = dict[str, Any]
+Log = Callable[[str], None]
+"""Told, in a line, of every failure of the network that reading outlived."""
 T = TypeVar("T")
 
-COMPRESSIONS = (".gz", ".zst", ".xz")
-FORMATS = (".txt", ".jsonl", ".json", ".parquet")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text and the label of the source it came from (a file, a dataset or a generator)."""
+    """One text, the label of the source it came from (a file, a dataset or a generator), and its place there."""
 
     text: str
     source: str
+    where: str = ""
+    """`path:line`, `archive:member:line`, `name[split] shard:row` or `generator:number`."""
+
+
+Generators = Mapping[str, Callable[..., Iterable[Document]]]
+
+
+Read = Callable[[Drop, Log], Iterator[Block]]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """An independent, sequential read: a file, a run of small .txt files, a dataset's shard, a generator."""
+
+    name: str
+    """Unique and stable within the source."""
+    label: str
+    """What manifests call it."""
+    size: int | None
+    """Bytes on disk, where known."""
+    read: Read
+    """Its rows, from the first on. Can be sent to another process if the generator can."""
+    revision: str | None = None
+    """Commit of a dataset on the hub."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive raw rows of a piece, CHUNK_BYTES at most."""
+
+    blocks: tuple[Block, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the raw rows."""
+        return sum(block.size for block in self.blocks)
+
+
+def pieces(
+    config: SourceConfig,
+    base_dir: Path,
+    generators: Generators,
+    log: Log = _log.warning,
+    retry: RetryConfig = RETRY,
+) -> list[Piece]:
+    """The pieces of a source, in order. With max_documents there is one, and it ends where it should.
+
+    `base_dir` is what relative paths start from; `generators` are the known ones by name. Raises UserError for
+    what is not there.
+    """
+    match config.kind:
+        case "files":
+            files = find_files(config.paths, base_dir)
+            found = [_file_piece(run, base_dir, config.column) for run in _runs(files)]
+        case "hub":
+            found = [_shard_piece(shard, config) for shard in hub_pieces(config, log, retry)]
+        case "generated":
+            name = str(config.generator)
+            found = [Piece(name, name, None, partial(_read_generator, generator(config, generators), name))]
+    if config.max_documents is not None:
+        sizes = [piece.size for piece in found]
+        size = None if None in sizes else sum(filter(None, sizes))
+        read = partial(_read_some, [piece.read for piece in found], config.max_documents)
+        found = [replace(found[0], label=_and_more([piece.label for piece in found]), size=size, read=read)]
+    return [replace(piece, name=f"{number}-{piece.name}") for number, piece in enumerate(found)]
+
+
+def chunks(piece: Piece, drop: Drop, log: Log = _log.warning) -> Iterator[Chunk]:
+    """The rows of a piece, in order, without a look at what is in them. Raises UserError for what is not there."""
+    held: list[Block] = []
+    size = 0
+    for block in piece.read(drop, log):
+        if held and size + block.memory > CHUNK_BYTES:
+            yield Chunk(tuple(held))
+            held, size = [], 0
+        held.append(block)
+        size += block.memory
+    if held:
+        yield Chunk(tuple(held))
+
+
+def read_chunk(chunk: Chunk, drop: Drop) -> Iterator[Document]:
+    """The documents of a chunk, in order."""
+    return chain.from_iterable(_documents(block, drop) for block in chunk.blocks)
 
 
 def documents(
-    config: SourceConfig,
-    base_dir: Path,
-    generators: Mapping[str, Callable[..., Iterable[Document]]],
+    config: SourceConfig, base_dir: Path, generators: Generators, drop: Drop = refuse, log: Log = _log.warning
 ) -> Iterator[Document]:
-    """The documents of one source, in order.
+    """The documents of one source, in order, read in this process.
 
-    `base_dir` is what relative paths start from; `generators` are the known ones by name. Empty texts are left
-    out. Raises UserError for whatever cannot be read, and at the end if there was no document at all.
+    Raises UserError for whatever cannot be read, unless `drop` takes it, and at the end if there was no document.
     """
-    found: Iterator[Document]
-    match config.kind:
-        case "files":
-            found = chain.from_iterable(
-                _file_documents(path, config.column, label(path, base_dir))
-                for path in find_files(config.paths, base_dir)
-            )
-        case "hub":
-            found = _row_documents(hub_rows(config), config.column, str(config.name))
-        case "generated":
-            found = iter(generated(config, generators))
-    return not_empty(islice(found, config.max_documents), "documents", config)
+    blocks = chain.from_iterable(piece.read(drop, log) for piece in pieces(config, base_dir, generators, log))
+    return not_empty(chain.from_iterable(_documents(block, drop) for block in blocks), "documents", config)
+
+
+def _documents(block: Block, drop: Drop) -> Iterator[Document]:
+    return (Document(text, block.place.source, where) for where, text in texts(block, drop))
 
 
 def not_empty(items: Iterator[T], what: str, config: OriginConfig) -> Iterator[T]:
@@ -80,27 +162,120 @@ def describe(config: OriginConfig) -> str:
     }[config.kind]
 
 
+# --- pieces --------------------------------------------------------------------------------------------------
+
+
+def _runs(files: Iterable[Path]) -> Iterator[list[Path]]:
+    """Each file alone, but .txt files, of which there may be millions, together up to CHUNK_BYTES on disk."""
+    run: list[Path] = []
+    size = 0
+    for file in files:
+        alone, size = file_format(file) != ".txt", size + file.stat().st_size
+        if run and (alone or size > CHUNK_BYTES):
+            yield run
+            run, size = [], file.stat().st_size
+        run.append(file)
+        if alone:
+            yield run
+            run, size = [], 0
+    if run:
+        yield run
+
+
+def _file_piece(run: Sequence[Path], base_dir: Path, column: str) -> Piece:
+    labels = [label(file, base_dir) for file in run]
+    files = [(file, Place(_named(file, base_dir), name, column)) for file, name in zip(run, labels, strict=True)]
+    return Piece(labels[0], _and_more(labels), sum(file.stat().st_size for file in run), partial(_read_files, files))
+
+
+def _and_more(labels: Sequence[str]) -> str:
+    others = len(set(labels)) - 1
+    return labels[0] + f" and {others} more" * bool(others)
+
+
+def _read_files(files: Iterable[tuple[Path, Place]], drop: Drop, log: Log) -> Iterator[Block]:
+    return chain.from_iterable(file_blocks(path, place, drop) for path, place in files)
+
+
+def _shard_piece(shard: HubPiece, config: SourceConfig) -> Piece:
+    place = Place(_shard(config, shard), str(config.name), config.column)
+    return Piece(shard.name, str(config.name), None, partial(_read_shard, shard, place), shard.revision)
+
+
+def _shard(config: OriginConfig, shard: HubPiece) -> str:
+    return f"{config.name}[{config.split}] {shard.name}"
+
+
+def _read_shard(shard: HubPiece, place: Place, drop: Drop, log: Log) -> Iterator[Block]:
+    def found() -> Iterator[bytes]:
+        for number, row in hub_rows(shard, log):
+            if place.column not in row:
+                raise UserError(f"{place.file}: {no_column(place.column, row)}")
+            text = row[place.column]
+            if not isinstance(text, str | None):
+                drop(f"{place.file}:{number}", f"column '{place.column}' holds {type(text).__name__}, not text")
+                text = None
+            yield encoded(text or "")
+
+    return text_blocks(found(), place)
+
+
+def _read_generator(make: Callable[[], Iterable[Document]], name: str, drop: Drop, log: Log) -> Iterator[Block]:
+    number = 1
+    for source, run in groupby(make(), attrgetter("source")):
+        for block in text_blocks((encoded(document.text) for document in run), Place(name, source), number):
+            yield block
+            number = block.first + len(block.rows)
+
+
+def _read_some(reads: Sequence[Read], most: int, drop: Drop, log: Log) -> Iterator[Block]:
+    """The blocks that hold the first documents, told where to stop. To know it they are parsed, one time too many."""
+    for block in chain.from_iterable(read(drop, log) for read in reads):
+        count = sum(1 for _ in texts(block, lambda where, why: None))
+        yield replace(block, most=most)
+        most -= count
+        if most <= 0:
+            return
+
+
+def dataset_rows(config: OriginConfig, log: Log = _log.warning) -> Iterator[tuple[str, Row]]:
+    """The rows of a Hugging Face dataset, each with words that say where it stands; failures as in `hub_rows`."""
+    for shard in hub_pieces(config, log):
+        for number, row in hub_rows(shard, log):
+            yield f"{_shard(config, shard)}:{number}", row
+
+
+def generator(config: OriginConfig, generators: Mapping[str, Callable[..., Iterable[T]]]) -> Callable[[], Iterable[T]]:
+    """The generator named in `config`, with its options. Raises UserError for unknown names."""
+    found = generators.get(config.generator or "")
+    if found is None:
+        raise UserError(f"no generator '{config.generator}'; there are: {', '.join(sorted(generators))}")
+    try:
+        inspect.signature(found).bind(**config.options)
+    except TypeError as error:
+        raise UserError(f"generator '{config.generator}': {error}; see its options") from error
+    return partial(found, **config.options)
+
+
 # --- files ---------------------------------------------------------------------------------------------------
-
-
-def file_format(path: Path) -> str | None:
-    """The suffix that says how to read a file, compression aside: `a.jsonl.gz` -> `.jsonl`; None if unknown."""
-    bare = path.with_suffix("") if path.suffix in COMPRESSIONS else path
-    readable = bare.suffix in FORMATS and (bare is path or bare.suffix != ".parquet")
-    return bare.suffix if readable else None
 
 
 def label(path: Path, base_dir: Path) -> str:
     """A file's name for manifests: relative to `base_dir` where it lies inside, so that folders can move."""
-    return path.relative_to(base_dir).as_posix() if path.is_relative_to(base_dir) else path.name
+    return shown(path.relative_to(base_dir).as_posix() if path.is_relative_to(base_dir) else path.name)
+
+
+def _named(path: Path, base_dir: Path) -> str:
+    """How a file is named to the user: like its label, but in full where it lies outside."""
+    return label(path, base_dir) if path.is_relative_to(base_dir) else shown(str(path))
 
 
 def find_files(paths: Sequence[str], base_dir: Path) -> list[Path]:
     """The readable files that files, folders (searched to the bottom) and globs stand for, each once.
 
-    In the order given, sorted within each entry. Hidden files, and in folders and globs also files of other
-    types, are passed over. `a.txt,b.txt` is two entries, unless a file is called so. Raises UserError for an
-    entry that yields nothing, and for a file of unknown type.
+    In the order given, sorted within each entry. Passed over are hidden files, in folders and globs also files of
+    other types, and in folders links that lead out of them. `a.txt,b.txt` is two entries, unless a file is called
+    so. Raises UserError for an entry that yields nothing, and for a file of unknown type.
     """
     found: dict[Path, None] = {}
     for entry in chain.from_iterable([e] if (base_dir / e).exists() else e.split(",") for e in paths):
@@ -110,20 +285,16 @@ def find_files(paths: Sequence[str], base_dir: Path) -> list[Path]:
         path = base_dir / pattern
         if path.is_file():
             if file_format(path) is None:
-                raise UserError(f"{path}: unknown type of file; known are {_known()}")
+                raise UserError(f"{path}: unknown type of file; known are {KNOWN}")
             found[path] = None
             continue
         if not path.is_dir() and not any(mark in entry for mark in "*?["):
             raise UserError(f"{path}: no such file or folder")
         matches = _files_below(path) if path.is_dir() else _glob(pattern, base_dir)
         if not matches:
-            raise UserError(f"{path}: no file here that can be read; known types are {_known()}")
+            raise UserError(f"{path}: no file here that can be read (links out of it aside); known types are {KNOWN}")
         found.update(dict.fromkeys(matches))
     return list(found)
-
-
-def _known() -> str:
-    return f"{' '.join(FORMATS)}, all but .parquet also with {' '.join(COMPRESSIONS)}"
 
 
 def _glob(pattern: Path, base_dir: Path) -> list[Path]:
@@ -135,187 +306,16 @@ def _glob(pattern: Path, base_dir: Path) -> list[Path]:
 
 
 def _files_below(folder: Path) -> list[Path]:
+    """Sorted readable files, without links that lead out of the folder."""
+    inside = folder.resolve()
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file()
-        and file_format(path)
+        if file_format(path)
+        and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and (not path.is_symlink() or path.resolve().is_relative_to(inside))
     )
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """The bytes of a file, decompressed as they are read."""
-    match path.suffix:
-        case ".gz":
-            return gzip.open(path, "rb")  # type: ignore[return-value]
-        case ".xz":
-            return lzma.open(path, "rb")
-        case ".zst":
-            import pyarrow as pa  # its reader tells a truncated file from a whole one; zstandard's does not
-
-            return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
-        case _:
-            return path.open("rb")
-
-
-def read_text(path: Path) -> str:
-    """The whole of a text file (plain or compressed), line ends as they are, a byte order mark taken off."""
-    try:
-        with open_bytes(path) as file:
-            return file.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: not UTF-8 ({error.reason}); convert the file") from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise _unreadable(path, error) from error
-
-
-def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Row]]:
-    """The rows of a file with their numbers, from 1: lines of .jsonl, items of .json, rows of .parquet.
-
-    A .txt file is one row {"text": ...}. Of .parquet only `columns` are read, where given. Raises UserError
-    naming file and line for what cannot be read.
-    """
-    match file_format(path):
-        case ".txt":
-            yield 1, {"text": read_text(path)}
-        case ".jsonl":
-            yield from _jsonl_rows(path)
-        case ".json":
-            yield from _json_rows(path)
-        case ".parquet":
-            yield from _parquet_rows(path, columns)
-        case _:
-            raise UserError(f"{path}: unknown type of file; known are {_known()}")
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    number = 0
-    try:
-        with open_bytes(path) as file:
-            for number, line in enumerate(file, start=1):
-                if not line.isspace():
-                    yield number, _json_row(line, f"{path}:{number}")
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise _unreadable(path, error, after=number) from error
-
-
-def _json_row(line: bytes, where: str) -> Row:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON in UTF-8 ({error})") from error
-    return _object(row, where)
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    try:
-        rows = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise UserError(f"{path}:{line}: not JSON ({error}); one object a line is .jsonl") from error
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: a .json file must hold a list of objects; one object a line is .jsonl")
-    for number, row in enumerate(rows, start=1):
-        yield number, _object(row, f"{path}:{number}")
-
-
-def _object(row: object, where: str) -> Row:
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected an object with named fields, found {type(row).__name__}")
-    return row
-
-
-def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Row]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for column in columns or ():
-                if column not in file.schema_arrow.names:
-                    raise _missing(column, file.schema_arrow.names, str(path))
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error, after=number) from error
-
-
-def _unreadable(path: Path, error: Exception, after: int = 0) -> UserError:
-    if isinstance(error, FileNotFoundError):
-        return UserError(f"{path}: no such file")
-    cause = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{path}: cannot be read{f' after row {after}' if after else ''} ({cause})")
-
-
-def _missing(column: str, there: Iterable[str], where: str) -> UserError:
-    return UserError(f"{where}: no column '{column}'; there are: {', '.join(there)}")
-
-
-def _file_documents(path: Path, column: str, source: str) -> Iterator[Document]:
-    if file_format(path) == ".txt":
-        column = "text"
-    rows = ((f"{path}:{number}", row) for number, row in read_rows(path, [column]))
-    return _row_documents(rows, column, source)
-
-
-def _row_documents(rows: Iterable[tuple[str, Row]], column: str, source: str) -> Iterator[Document]:
-    for where, row in rows:
-        if column not in row:
-            raise _missing(column, row, where)
-        text = row[column]
-        if not isinstance(text, str | None):
-            raise UserError(f"{where}: column '{column}' holds {type(text).__name__}, not text")
-        if text and not text.isspace():
-            yield Document(checked(text, where), source)
-
-
-def checked(text: str, where: str) -> str:
-    """The text as it is; UserError for half a surrogate pair, which JSON can escape but no UTF-8 text holds."""
-    try:
-        text.isascii() or text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: half a surrogate pair at character {error.start}; repair the text") from error
-    return text
-
-
-# --- Hugging Face datasets and generators --------------------------------------------------------------------
-
-
-def hub_rows(config: OriginConfig) -> Iterator[tuple[str, Row]]:
-    """The rows of a Hugging Face dataset, streamed, each with words that say where it stands.
-
-    A dataset's own code is never run. Raises UserError with the library's reason in one line.
-    """
-    import datasets
-
-    number = 0
-    try:
-        stream = datasets.load_dataset(
-            config.name, config.subset, split=config.split, revision=config.revision, streaming=True
-        )
-        for number, row in enumerate(stream, start=1):
-            yield f"{config.name}[{config.split}]:{number}", row
-    except Exception as error:  # the library raises whatever its layers raise; the cause stays chained
-        reason = " ".join(str(error).split()) or type(error).__name__
-        place = f" after row {number}" if number else ""
-        raise UserError(f"{describe(config)}, split '{config.split}': cannot be read{place} ({reason})") from error
-
-
-def generated(config: OriginConfig, generators: Mapping[str, Callable[..., Iterable[T]]]) -> Iterable[T]:
-    """What the generator named in `config` makes of its options. Raises UserError for unknown names."""
-    generator = generators.get(config.generator or "")
-    if generator is None:
-        raise UserError(f"no generator '{config.generator}'; there are: {', '.join(sorted(generators))}")
-    try:
-        inspect.signature(generator).bind(**config.options)
-    except TypeError as error:
-        raise UserError(f"generator '{config.generator}': {error}; see its options") from error
-    return generator(**config.options)
 
 
 # --- identity ------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ assistant's answer and its end token.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from leveret.data.batches import permute
 from leveret.data.examples import Example
 from leveret.data.shards import ShardWriter, is_validation
+from leveret.data.windows import Windows, ends_of, pack, permute
 from leveret.errors import UserError
 from leveret.tokenizer.template import render
 from leveret.tokenizer.tokenizer import Tokenizer
@@ -34,20 +33,6 @@ class _Rendered:
 def as_messages(example: Example) -> list[dict[str, str]]:
     """The example as chat templates take it."""
     return [{"role": message.role, "content": message.content} for message in example.messages]
-
-
-def pack_rows(lengths: list[int], capacity: int) -> list[list[int]]:
-    """Which items share a row: each goes where it leaves the least room (best fit), in the order given."""
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (room left, row), sorted
-    for item, length in enumerate(lengths):
-        at = bisect.bisect_left(room, (length, -1))
-        left, row = room.pop(at) if at < len(room) else (capacity, len(rows))
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(item)
-        bisect.insort(room, (left - length, row))
-    return rows
 
 
 def write_examples_as_shards(
@@ -82,19 +67,17 @@ def write_examples_as_shards(
         if not items:
             continue
         shuffled = [items[i] for i in permute(np.arange(len(items), dtype=np.int64), len(items), key=0)]
-        rows = pack_rows([len(item.ids) for item in shuffled], sequence_length + 1)
-        spans, start = [], 0
-        for row in rows:
-            for item in (shuffled[i] for i in row):
-                writer.add(split, item.ids, item.text_bytes, item.learn)
-            length = sum(len(shuffled[i].ids) for i in row)
-            spans.append((start, length))
-            start += length
-        windows[split] = np.asarray(spans, dtype=np.int64)
+        order, offsets = pack(np.array([len(item.ids) for item in shuffled]), sequence_length + 1)
+        packed = [shuffled[i] for i in order]
+        for item in packed:
+            writer.add(split, item.ids, item.text_bytes, item.learn)
+        bounds = ends_of(np.array([len(item.ids) for item in packed]))[offsets]
+        windows[split] = Windows(np.stack([bounds[:-1], np.diff(bounds)], axis=1))
+        rows = len(windows[split])
         counts[split] = {
             "examples": len(items),
-            "rows": len(rows),
-            "filled": round(start / (len(rows) * (sequence_length + 1)), 4),
+            "rows": rows,
+            "filled": round(int(bounds[-1]) / (rows * (sequence_length + 1)), 4),
             "learnt_tokens": sum(sum(item.learn) for item in items),
         }
     writer.finish(windows, facts | {"examples": counts})

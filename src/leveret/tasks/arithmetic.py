@@ -194,7 +194,7 @@ def _pairs(digits: int, key: str) -> Iterator[tuple[int, int]]:
     """
     import numpy as np
 
-    from leveret.data.batches import permute  # here, since it brings torch
+    from leveret.data.windows import permute
 
     first_row = 10 ** (digits - 1) if digits > 1 else 0
     first = first_row * (first_row + 1) // 2

@@ -8,14 +8,11 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from leveret.errors import UserError
 from leveret.tokenizer.fast import LONGEST_TEXT, tiktoken_twin
 from leveret.tokenizer.pieces import piece_bytes
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT_VERSION = 1
 
@@ -58,6 +55,10 @@ class Tokenizer:
                 raise UserError(f"{role} {token!r} is not in the tokenizer's vocabulary; choose one that is")
         self._pieces, self._drops_first_space = piece_bytes(self._definition)
         self._twin = tiktoken_twin(self._definition, self._plain)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it travels to worker processes."""
+        return Tokenizer, (self.definition, self.roles, self.chat_template)
 
     @property
     def definition(self) -> str:

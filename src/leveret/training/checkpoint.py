@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from leveret.data.shards import file_sha256
+from leveret.data.shards import file_sha256, flush
 from leveret.errors import UserError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
@@ -89,23 +88,15 @@ def save_checkpoint(
     manifest = {"format_version": FORMAT_VERSION, "files": files}
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     for path in partial.iterdir():
-        _flush(path)
+        flush(path)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     pointer = folder / ".latest.partial"
     pointer.write_text(final.name + "\n")
-    _flush(pointer)
+    flush(pointer)
     pointer.rename(folder / "latest")
-    _flush(folder)
+    flush(folder)
     return Checkpoint(final, state)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -22,6 +22,7 @@ from rich.console import Console
 from torch import Tensor
 
 from leveret.data.batches import Batch, Batches
+from leveret.display import Display
 from leveret.errors import UserError
 from leveret.hardware.device import pick_dtype
 from leveret.hardware.peak import peak_flops
@@ -29,7 +30,6 @@ from leveret.model.counts import flops_per_token
 from leveret.model.decoder import Decoder
 from leveret.training.checkpoint import find_checkpoint, prune_checkpoints, save_checkpoint
 from leveret.training.config import TrainingConfig
-from leveret.training.display import Display
 from leveret.training.meter import Meter
 from leveret.training.metrics import MetricsLog, plot_training, read_metrics, write_csv
 from leveret.training.objective import Objective, mean_loss
@@ -124,7 +124,8 @@ def train(trainer: Trainer) -> dict[str, Any]:
             if done % config.log_every == 0 or done == 1 or last:
                 row = {"step": done, "loss": float(loss), "lr": lr, "grad_norm": float(norm)} | meter.lap(done)
                 metrics.write(row)
-                display.update(row)
+                facts = f"loss {row['loss']:.3f} · {row['tokens_per_second']:,.0f} tokens/s"
+                display.update(done, f"step {done}/{total}", facts)
                 _check_finite(loss, norm, done)
             with meter.pause():
                 if done % checkpoint_every == 0 or last or signals.received:

@@ -113,6 +113,8 @@ class Intent:
     command: str
     wordings: tuple[str, ...]
     options: tuple[Option, ...] = field(default=())
+    also: tuple[str, ...] = field(default=())
+    """Wordings that came later: all training, so that the one held out stays the same."""
 
     def _rank(self, text: str) -> bytes:
         return hashlib.sha256(f"{self.name}/{text}".encode()).digest()
@@ -120,19 +122,17 @@ class Intent:
     @cached_property
     def new_wording(self) -> str:
         """The wording kept out of training: by hash, among those that share few words with each other wording."""
-        words = {w: content_words(re.sub(r"[\[\]|]", " ", w)) for w in self.wordings}
 
         def nearest(wording: str) -> float:
-            """The highest Jaccard index with another wording; 1 where another one says all of it and more."""
-            mine, others = words[wording], [theirs for w, theirs in words.items() if w != wording]
-            return max(1.0 if mine <= theirs else len(mine & theirs) / len(mine | theirs) for theirs in others)
+            return max(_likeness(wording, other) for other in self.wordings if other != wording)
 
         distinct = [w for w in self.wordings if nearest(w) < DISTINCT]
         return min(distinct or self.wordings, key=self._rank if distinct else nearest)
 
     @cached_property
     def trained_wordings(self) -> tuple[str, ...]:
-        return tuple(w for w in self.wordings if w != self.new_wording)
+        also = (w for w in self.also if _likeness(self.new_wording, w) < DISTINCT)
+        return (*(w for w in self.wordings if w != self.new_wording), *also)
 
     @cached_property
     def pairs_of_options(self) -> list[tuple[Option, Option]]:
@@ -161,6 +161,12 @@ class Intent:
     def slot_references(self) -> set[str]:
         """The slots that every drawing of this intent fills."""
         return set(REFERENCE.findall(mask_command(self.command))) - {"options"}
+
+
+def _likeness(wording: str, other: str) -> float:
+    """The Jaccard index of their content words; 1 where the other one says all of the wording and more."""
+    mine, theirs = (content_words(re.sub(r"[\[\]|]", " ", w)) for w in (wording, other))
+    return 1.0 if mine <= theirs else len(mine & theirs) / len(mine | theirs)
 
 
 def mask_doubled(text: str) -> str:
@@ -269,7 +275,14 @@ def _intent(entry: dict[str, Any]) -> Intent:
     options = tuple(
         Option(str(name), tuple(option["say"]), option["flag"]) for name, option in (entry.get("options") or {}).items()
     )
-    return Intent(entry["intent"], entry.get("shell", "bash"), entry["command"], tuple(entry["wordings"]), options)
+    return Intent(
+        entry["intent"],
+        entry.get("shell", "bash"),
+        entry["command"],
+        tuple(entry["wordings"]),
+        options,
+        tuple(entry.get("also", ())),
+    )
 
 
 @lru_cache(maxsize=1)

@@ -1,10 +1,9 @@
-"""What a person sees while a model trains: one live line on a terminal, plain lines elsewhere."""
+"""What a person sees of work that takes long: one live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -14,9 +13,15 @@ PLAIN_SECONDS = 15.0
 
 
 class Display:
-    """Shows loss, tokens/s and time left. Used as a context manager around the loop."""
+    """Shows how far the work is, some facts, and the time left. Used as a context manager around the work.
 
-    def __init__(self, console: Console, label: str, total: int, start: int) -> None:
+    Args:
+        label: the stage's name.
+        total: the work to be done, in any unit; None if nobody knows.
+        start: how much of it was done before.
+    """
+
+    def __init__(self, console: Console, label: str, total: int | None, start: int = 0) -> None:
         self.console, self.label, self.total = console, label, total
         self.live = console.is_terminal
         self.progress = Progress(
@@ -39,15 +44,22 @@ class Display:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, _: TracebackType | None) -> None:
         self.progress.stop()
 
-    def update(self, row: dict[str, Any]) -> None:
-        """A row of metrics of a step that is done."""
-        step, facts = row["step"], f"loss {row['loss']:.3f} · {row['tokens_per_second']:,.0f} tokens/s"
-        self.progress.update(self.task, completed=step, facts=facts)
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.begun
+
+    def update(self, done: float, place: str, facts: str) -> None:
+        """So much is done; `place` says it in words where no bar is drawn."""
+        self.progress.update(self.task, completed=done, facts=facts)
         now = time.monotonic()
-        if not self.live and (now - self.said >= PLAIN_SECONDS or step == self.total):
+        if not self.live and (now - self.said >= PLAIN_SECONDS or done == self.total):
             self.said = now
-            left = (now - self.begun) / max(step - self.start, 1) * (self.total - step)
-            self.console.print(f"{self.label}: step {step}/{self.total} · {facts} · {left:.0f} s left", highlight=False)
+            left = ""
+            if self.total is not None and done > self.start:
+                to_go = (now - self.begun) / (done - self.start) * (self.total - done)
+                left = f" · {to_go:.0f} s left"
+            self.console.print(f"{self.label}: {place} · {facts}{left}", highlight=False)
 
     def say(self, text: str) -> None:
         self.progress.console.print(f"{self.label}: {text}", highlight=False)
