@@ -22,7 +22,7 @@ from leveret.data.contamination import facts as contamination_facts
 from leveret.data.examples import Example, examples
 from leveret.data.filters.chain import facts as filter_facts
 from leveret.data.parts import Job
-from leveret.data.prepare import prepare_documents
+from leveret.data.prepare import prepare_documents, summary
 from leveret.data.rows import overlook, refuse
 from leveret.data.shards import TokenStore
 from leveret.data.sources import Document, documents, fingerprint, source_facts
@@ -215,6 +215,7 @@ class Run:
         data, length = self.recipe.data, self.recipe.sequence_length
         job, facts = Job(tokenizer, data, self.base_dir), self._facts(tokenizer, data.sources) | self._rules()
         prepare_documents(job, generators.DOCUMENTS, length, folder, facts, self.console)
+        self.console.print(f"prepare: {summary(TokenStore(folder).manifest)}", highlight=False)
 
     def _pack(self, tokenizer: Tokenizer, folder: Path) -> None:
         from leveret.posttraining.packing import write_examples_as_shards

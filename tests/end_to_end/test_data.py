@@ -50,7 +50,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, leveret: Command) -> Path:
     (folder / "bench.jsonl").write_text(json.dumps({"query": PASSAGE, "choices": ["yes", "no"], "gold": 0}) + "\n")
     (folder / "rules.py").write_text("def keep(text):\n    return 'forbidden' not in text\n")
     (folder / "web.yaml").write_text(yaml.safe_dump(RECIPE))
-    leveret("pretrain", "web.yaml", "--run-dir", "runs/web", cwd=folder)
+    said = leveret("pretrain", "web.yaml", "--run-dir", "runs/web", cwd=folder).stderr
+    assert "prepare: 505 documents read; left out: length 1, predicate 1, " in said
     return folder
 
 

@@ -6,7 +6,14 @@ signal n, everything saved.
 
 from __future__ import annotations
 
+import errno
 import sys
+
+DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
+    errno.EIO,
+}  # fmt: skip
+"""What a disk may say that is no mistake of ours."""
 
 
 def main() -> None:
@@ -28,6 +35,15 @@ def main() -> None:
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if debug or error.errno not in DISK:
+            raise
+        place = error.filename or "the disk"
+        _say(
+            f"leveret: {place} cannot be written ({error.strerror}); make room or choose another place, and the same "
+            "command goes on"
+        )
+        sys.exit(2)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None or debug:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -198,7 +198,8 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> RenderableT
 
     table = Table(box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 or not column else "right", no_wrap=number > 0)
+        justify: Literal["left", "right"] = "left" if number == 0 or not column else "right"
+        table.add_column(column, justify=justify, no_wrap=number > 0, min_width=10 if number == 0 else None)
     for row in rows:
         table.add_row(*row)
     return Group(Text(title, style="bold"), table)
@@ -213,7 +214,7 @@ def _bar(share: float) -> str:
 def _splits_table(stats: Stats) -> RenderableType:
     return _table(
         f"Splits: {stats.bytes_per_token:.2f} bytes of text a token",
-        ["split", "documents", "tokens", "bytes of text", "windows", "in no window", "padding"],
+        ["split", "documents", "tokens", "bytes", "windows", "lost", "padded"],
         [
             [
                 name,
@@ -329,4 +330,4 @@ def _draw_sources(stats: Stats, axes: Axes) -> None:
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.12)
     axes.set(xlabel="share (%)", title=f"Sources: {tokens.sum() / 1e6:,.1f} million tokens")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)  # beside the bars, which may be full

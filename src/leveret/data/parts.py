@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -33,6 +33,25 @@ DONE = "done.json"
 """Beside the parts of a piece once all of them are there."""
 
 
+NAMED = 100
+"""Most unreadable rows that are named; all are counted."""
+
+
+@dataclass
+class Unreadable:
+    """The Drop that takes note: how many rows could not be read, and (where, why) of the first ones."""
+
+    count: int = 0
+    first: list[tuple[str, str]] = field(default_factory=list)
+
+    def __call__(self, where: str, why: str) -> None:
+        self.add(Unreadable(1, [(where, why)]))
+
+    def add(self, other: Unreadable) -> None:
+        self.count += other.count
+        self.first += other.first[: NAMED - len(self.first)]
+
+
 @dataclass(frozen=True)
 class Job:
     """What every worker must know; it travels to other processes and machines."""
@@ -51,17 +70,21 @@ class PartMaker:
 
     def __init__(self, job: Job) -> None:
         self.tokenizer, self.config = job.tokenizer, job.config
-        self.before, self.after = frame(job.config.document_format, job.tokenizer)
+        self.dtype = token_dtype(job.tokenizer.vocab_size)
+        self.before, self.after = (
+            np.asarray(ids, dtype=self.dtype) for ids in frame(job.config.document_format, job.tokenizer)
+        )
         self.chain = Chain(job.config.filters, job.base_dir)
         clean = job.config.decontaminate
         self.decontaminate = None if clean is None else Decontaminator(clean, job.base_dir)
-        self.dtype = token_dtype(job.tokenizer.vocab_size)
+        near = job.config.dedup is not None and job.config.dedup.near is not None
+        self.judges = bool(job.config.filters) or clean is not None or near
+        """Whether documents are looked at in Python, and not merely encoded."""
 
     def make(self, chunk: Chunk, path: Path) -> int:
         """Writes the part of a chunk. Returns how many tokens are in it."""
-        unreadable: list[tuple[str, str]] = []
-        drop = refuse if self.config.strict else lambda where, why: unreadable.append((where, why))
-        verdicts = self._judge(read_chunk(chunk, drop))
+        unreadable = Unreadable()
+        verdicts = self._judge(read_chunk(chunk, refuse if self.config.strict else unreadable))
         fates = [verdict.by for verdict in verdicts]
         changed = Counter(name for verdict in verdicts for name in verdict.changed)
         texts = [verdict.text for verdict in verdicts if verdict.text is not None]
@@ -70,7 +93,7 @@ class PartMaker:
             arrays |= fingerprints(texts, self.config.dedup).arrays()
         known = sorted(set(fates))
         arrays["fate"] = np.asarray([known.index(fate) for fate in fates], dtype=np.uint8)
-        told = {"fates": known, "changed": changed, "unreadable": unreadable}
+        told = {"fates": known, "changed": changed, "unreadable": asdict(unreadable)}
         arrays["told"] = np.frombuffer(json.dumps(told).encode(), dtype=np.uint8)
         _write(path, arrays)
         return len(arrays["tokens"])
@@ -86,17 +109,14 @@ class PartMaker:
         return verdicts
 
     def _encode(self, texts: list[str]) -> dict[str, NDArray[Any]]:
-        encoded = self.tokenizer.encode_batch(texts)
-        frame = len(self.before) + len(self.after)
-        lengths = np.asarray([len(ids) + frame for ids in encoded], dtype=np.int64)
-        tokens = np.empty(int(lengths.sum()), dtype=self.dtype)
-        end = 0
-        for ids in encoded:
-            start, end = end, end + len(ids) + frame
-            tokens[start:end] = [*self.before, *ids, *self.after]
+        pieces: list[NDArray[Any]] = [np.empty(0, dtype=self.dtype)]
+        lengths = np.empty(len(texts), dtype=np.int64)
+        for number, text in enumerate(texts):
+            pieces += (self.before, np.asarray(self.tokenizer.encode(text), dtype=self.dtype), self.after)
+            lengths[number] = sum(map(len, pieces[-3:]))
         fraction = self.config.validation_fraction
         return {
-            "tokens": tokens,
+            "tokens": np.concatenate(pieces),
             "lengths": lengths,
             "text_bytes": np.asarray([len(text.encode("utf-8", "replace")) for text in texts], dtype=np.int64),
             "validation": np.asarray([is_validation(text, fraction) for text in texts], dtype=np.bool_),
@@ -122,7 +142,6 @@ class Part:
 
     tokens: [T]. lengths, text_bytes, validation: [N], of each document. fate: [R], for every document that was read the
     number in `fates` of what dropped it; "" is nothing. changed: by filter, how many documents it edited.
-    unreadable: (where, why).
     """
 
     tokens: NDArray[Any]
@@ -133,7 +152,7 @@ class Part:
     fate: NDArray[np.uint8]
     fates: list[str]
     changed: dict[str, int]
-    unreadable: list[tuple[str, str]]
+    unreadable: Unreadable
 
     @classmethod
     def read(cls, path: Path) -> Part:
@@ -149,7 +168,8 @@ class Part:
         fate = arrays.pop("fate")
         own = {name: arrays.pop(name) for name in ("tokens", "lengths", "text_bytes", "validation")}
         prints = Fingerprints.of(arrays) if arrays else None
-        return cls(**own, prints=prints, fate=fate, **told)
+        unreadable = Unreadable(**told.pop("unreadable"))
+        return cls(**own, prints=prints, fate=fate, unreadable=unreadable, **told)
 
     def dropped(self) -> Counter[str]:
         """How many documents each filter dropped."""

@@ -8,7 +8,6 @@ not made again, and the merge is a pure function of the parts.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import multiprocessing
@@ -19,10 +18,10 @@ import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -31,19 +30,19 @@ import numpy as np
 from rich.console import Console
 
 from leveret.data.dedup import Seen
-from leveret.data.parts import DONE, Job, Part, PartMaker, frame, names_of_filters
+from leveret.data.parts import DONE, Job, Part, PartMaker, Unreadable, frame, names_of_filters
 from leveret.data.shards import ShardWriter
-from leveret.data.sources import Chunk, Drop, Generators, Piece, chunks, describe, pieces, refuse
+from leveret.data.sources import Chunk, Generators, Piece, chunks, describe, pieces, refuse
 from leveret.data.windows import windows_of
 from leveret.display import Display
 from leveret.errors import UserError
 
+FEW = 4
+"""Cores that threads keep busy."""
 ALONE = 32 * 2**20
 """Bytes of text for which starting worker processes takes longer than they save."""
 TYPICAL_GROWTH = 2.5
 """Text to bytes on disk of the first file, whose true ratio nobody knows yet; English in compressed parquet."""
-NAMED = 100
-"""Most unreadable rows that a manifest names; all are counted."""
 
 log = logging.getLogger("leveret")
 
@@ -74,11 +73,11 @@ class Reading:
     ended: bool = False
     landed: int = 0
     retries: int = 0
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    unreadable: Unreadable = field(default_factory=Unreadable)
 
     def chunks(self, strict: bool) -> Iterator[Chunk]:
         """The chunks of the piece; what cannot be read and what the network did are noted."""
-        return chunks(self.place.piece, self.drop(strict), self.log)
+        return chunks(self.place.piece, refuse if strict else self.unreadable, self.log)
 
     def log(self, failure: str) -> None:
         self.retries += 1
@@ -88,14 +87,10 @@ class Reading:
     def done(self) -> bool:
         return self.ended and not self.waiting
 
-    def drop(self, strict: bool) -> Drop:
-        """What to do with what cannot be read."""
-        return refuse if strict else lambda where, why: self.unreadable.append((where, why))
-
     def close(self) -> None:
         """Notes that every part of the piece is there, if so."""
         if self.done:
-            facts = {"parts": self.parts, "retries": self.retries, "unreadable": self.unreadable}
+            facts = {"parts": self.parts, "retries": self.retries, "unreadable": asdict(self.unreadable)}
             partial = self.place.done.with_suffix(".partial")
             partial.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(facts), encoding="utf-8")
@@ -117,10 +112,11 @@ def prepare_documents(
         facts: what else the manifest says.
 
     Raises:
-        UserError: nothing to train on; a source that cannot be read at all; a full disk.
+        UserError: nothing to train on; a source that cannot be read at all.
+        OSError: a full disk; nothing is left half written.
     """
     frame(job.config.document_format, job.tokenizer)  # what is wrong with the recipe shows before any work
-    with _told(folder), _alone(folder):
+    with _alone(folder):
         if (folder / "manifest.json").is_file():
             return
         places = lay_out(job, generators, folder)
@@ -261,11 +257,16 @@ def _work(chunk: Chunk, path: Path) -> int:
 
 
 class _Workers:
-    """Makes parts: the first ones here, and when there are many, the others in processes started for them."""
+    """Makes parts: the first ones in threads, and when there are many, the others in processes started for them.
+
+    Where nothing but the encoder works, which lets go of Python's lock, threads are enough for a few cores.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job, self.count = job, job.config.workers or _cores()
         self.maker = PartMaker(job)
+        self.threads = ThreadPoolExecutor(1 if self.maker.judges else self.count)
+        self.enough = self.count == 1 or (not self.maker.judges and self.count <= FEW)
         self.pool: ProcessPoolExecutor | None = None
         self.made = 0
 
@@ -273,15 +274,14 @@ class _Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.threads.shutdown(cancel_futures=True)
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
 
     def make(self, chunk: Chunk, path: Path) -> Future[int]:
-        if self.count == 1 or self.made < ALONE:
+        if self.enough or self.made < ALONE:
             self.made += chunk.size
-            future: Future[int] = Future()
-            future.set_result(self.maker.make(chunk, path))
-            return future
+            return self.threads.submit(self.maker.make, chunk, path)
         if self.pool is None:
             context = multiprocessing.get_context("spawn")
             self.pool = ProcessPoolExecutor(self.count, context, initializer=_begin, initargs=(self.job,))
@@ -299,13 +299,13 @@ class _Tally:
         self.revision: str | None = None
         self.dropped: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
-        self.unreadable: list[tuple[str, str]] = []
+        self.unreadable = Unreadable()
 
     def add(self, part: Part) -> None:
         self.read += len(part.fate)
         self.dropped += part.dropped()
         self.changed.update(part.changed)
-        self.unreadable += part.unreadable
+        self.unreadable.add(part.unreadable)
 
     def facts(self, filters: list[str]) -> dict[str, Any]:
         return {
@@ -317,8 +317,8 @@ class _Tally:
                 name: {"dropped": self.dropped[name], "changed": self.changed[name]} for name in dict.fromkeys(filters)
             },
             "unreadable": {
-                "count": len(self.unreadable),
-                "first": [{"where": where, "why": why} for where, why in self.unreadable[:NAMED]],
+                "count": self.unreadable.count,
+                "first": [{"where": where, "why": why} for where, why in self.unreadable.first],
             },
         }
 
@@ -342,7 +342,7 @@ def merge(job: Job, places: list[Place], sequence_length: int, folder: Path, fac
                 tally.kept += kept
                 by_label[place.piece.label] += kept
             tally.retries += done["retries"]
-            tally.unreadable += done["unreadable"]
+            tally.unreadable.add(Unreadable(**done["unreadable"]))
         for source, tally in zip(config.sources, tallies, strict=True):
             if not tally.read:
                 raise UserError(f"no documents in {describe(source)}")
@@ -380,23 +380,20 @@ def _write(writer: ShardWriter, part: Part, source: int, seen: Seen | None) -> i
     return int(first.sum())
 
 
-# --- the disk ------------------------------------------------------------------------------------------------
+def summary(manifest: dict[str, Any]) -> str:
+    """What became of the documents, in a line: how many were read, what took how many out, and what is left."""
+    gone: Counter[str] = Counter()
+    for source in manifest["documents"]:
+        gone.update({name: counts["dropped"] for name, counts in source["filters"].items()})
+        gone["unreadable"] += source["unreadable"]["count"]
+    gone.update({f"{kind} duplicates": count for kind, count in (manifest["duplicates"] or {}).items()})
+    read = sum(source["read"] for source in manifest["documents"])
+    out = ", ".join(f"{name} {count:,}" for name, count in gone.items() if count)
+    tokens = sum(split["tokens"] for split in manifest["splits"].values())
+    return f"{read:,} documents read" + (f"; left out: {out}" if out else "") + f"; {tokens:,} tokens"
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 
-
-@contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """Says in one line that the disk is full or may not be written to."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        raise UserError(
-            f"{folder.parent} cannot be written ({os.strerror(error.errno)}); make room or choose another place with "
-            "LEVERET_CACHE, and the same command goes on"
-        ) from error
+# --- one at a time --------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -9,6 +9,7 @@ that training reads, each [start, length]; for fine-tuning also a mask of the to
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -144,7 +145,12 @@ class ShardWriter:
 
     def _save(self, name: str, array: NDArray[Any]) -> dict[str, Any]:
         path = self.partial / name
-        np.save(path, array, allow_pickle=False)
+        try:
+            np.save(path, array, allow_pickle=False)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error  # numpy's short write
         return {"name": name, "sha256": file_sha256(path)}
 
     def finish(self, windows: dict[str, Windows], facts: dict[str, Any]) -> None:

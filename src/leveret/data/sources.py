@@ -30,6 +30,9 @@ from leveret.data.rows import refuse as refuse
 from leveret.data.streams import KNOWN, file_format, shown
 from leveret.errors import UserError
 
+PART_BYTES = 4 << 20
+"""Raw rows of a chunk: enough for a worker to be busy with, and many chunks for each of many workers."""
+
 Log = Callable[[str], None]
 """Told, in a line, of every failure of the network that reading outlived."""
 T = TypeVar("T")
@@ -71,7 +74,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive raw rows of a piece, CHUNK_BYTES at most."""
+    """Consecutive raw rows of a piece, PART_BYTES or one block of more."""
 
     blocks: tuple[Block, ...]
 
@@ -115,7 +118,7 @@ def chunks(piece: Piece, drop: Drop, log: Log = _log.warning) -> Iterator[Chunk]
     held: list[Block] = []
     size = 0
     for block in piece.read(drop, log):
-        if held and size + block.memory > CHUNK_BYTES:
+        if held and size + block.memory > PART_BYTES:
             yield Chunk(tuple(held))
             held, size = [], 0
         held.append(block)

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -76,19 +79,11 @@ def save_checkpoint(
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(to_disk(model.state_dict(), model.config), partial / "model.safetensors", {"format": "pt"})
-    save_file({k: v.contiguous() for k, v in optimizer_state.items()}, partial / "optimizer.safetensors")
-    random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state()
-    save_file(random, partial / "random.safetensors")
-    (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-    (partial / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    files = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
-    manifest = {"format_version": FORMAT_VERSION, "files": files}
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    for path in partial.iterdir():
-        flush(path)
+    try:
+        _write(partial, model, optimizer_state, state, recipe)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     pointer = folder / ".latest.partial"
@@ -97,6 +92,35 @@ def save_checkpoint(
     pointer.rename(folder / "latest")
     flush(folder)
     return Checkpoint(final, state)
+
+
+def _write(
+    partial: Path, model: Decoder, optimizer_state: dict[str, Tensor], state: dict[str, Any], recipe: str
+) -> None:
+    """All files of a checkpoint, flushed to the disk."""
+    _save(to_disk(model.state_dict(), model.config), partial / "model.safetensors", {"format": "pt"})
+    _save({k: v.contiguous() for k, v in optimizer_state.items()}, partial / "optimizer.safetensors")
+    random = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    _save(random, partial / "random.safetensors")
+    (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    (partial / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    files = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
+    manifest = {"format_version": FORMAT_VERSION, "files": files}
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    for path in partial.iterdir():
+        flush(path)
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file; a disk that refuses it is an OSError, as everywhere."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
