@@ -244,30 +244,37 @@ def render_terminal(found: Inspection, examples: int = 3) -> RenderableType:
         f"{found.documents:,} documents ({megabytes(found.size)}) read, {found.kept:,} kept "
         f"({share(found.kept, found.documents)}), {megabytes(found.kept_size)} left"
     )
-    return Group(Text(summary), _filter_table(found), _measure_table(found), *_example_lines(found, examples))
+    tables = (_filter_table(found), *_rule_lines(found), _measure_table(found))
+    return Group(Text(summary), *tables, *_example_lines(found, examples))
 
 
 def _filter_table(found: Inspection) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("filter", title="filters in sequence; the last columns: each alone", title_justify="left")
-    for column in ("seen", "dropped", "", "changed", "drops alone", "changes alone"):
+    table = Table("filter", title="filters in sequence; in the last two columns, each alone", title_justify="left")
+    for column in ("seen", "dropped", "", "changed", "alone drops", "changes"):
         table.add_column(column, justify="right")
-    table.add_column("by rule")
     for report in found.filters:
-        counts = (report.rules + report.edits).most_common(4)
         table.add_row(
-            report.name,
+            Text(report.name, no_wrap=True),
             f"{report.seen:,}",
             f"{report.dropped:,}",
             share(report.dropped, report.seen),
             f"{report.changed:,}",
             f"{report.dropped_alone:,}",
             f"{report.changed_alone:,}",
-            Text(", ".join(f"{rule} {count:,}" for rule, count in counts)),
         )
     return table
+
+
+def _rule_lines(found: Inspection) -> Iterator[RenderableType]:
+    """By which rule each filter dropped, or what it changed, the most frequent first."""
+    from rich.text import Text
+
+    for report in found.filters:
+        if counts := (report.rules + report.edits).most_common(6):
+            yield Text(f"{report.name}: " + ", ".join(f"{rule} {count:,}" for rule, count in counts))
 
 
 def _measure_table(found: Inspection) -> RenderableType:
