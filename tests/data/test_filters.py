@@ -238,7 +238,6 @@ SENTENCES = {
 
 
 def test_language_tells_seventeen_apart() -> None:
-    pytest.importorskip("py3langid", reason="py3langid is not installed: pip install 'leveret[data]'")
     right = [code for code, text in SENTENCES.items() if run(text, "language", languages=[code]).text == text]
     assert right == list(SENTENCES)
     english = chain({"kind": "language"})
@@ -248,7 +247,6 @@ def test_language_tells_seventeen_apart() -> None:
 
 
 def test_language_keeps_several_and_looks_at_three_places() -> None:
-    pytest.importorskip("py3langid", reason="py3langid is not installed: pip install 'leveret[data]'")
     assert run(SENTENCES["fr"], "language", languages=["en", "fr"]).text == SENTENCES["fr"]
     mixed = "\n".join([SENTENCES["en"]] * 20 + [SENTENCES["ru"]] * 40)
     assert run(mixed, "language").text is None

@@ -119,7 +119,7 @@ def test_a_damaged_part_is_named_and_made_again(
     with pytest.raises(UserError, match="stopped"):
         prepare(corpus, tokenizer, tmp_path / "shards", workers=1)
     monkeypatch.undo()
-    part = sorted(tmp_path.glob("shards.parts/*/*.npz"))[-1]
+    part = sorted(tmp_path.glob("shards.parts-*/*/*.npz"))[-1]
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)

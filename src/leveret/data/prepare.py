@@ -37,6 +37,8 @@ from leveret.data.windows import windows_of
 from leveret.display import Display
 from leveret.errors import UserError
 
+CUT = 1
+"""Goes up when chunks are cut otherwise, or a part holds something else."""
 FEW = 4
 """Cores that threads keep busy."""
 ALONE = 32 * 2**20
@@ -75,9 +77,13 @@ class Reading:
     retries: int = 0
     unreadable: Unreadable = field(default_factory=Unreadable)
 
-    def chunks(self, strict: bool) -> Iterator[Chunk]:
-        """The chunks of the piece; what cannot be read and what the network did are noted."""
-        return chunks(self.place.piece, refuse if strict else self.unreadable, self.log)
+    def todo(self, strict: bool) -> Iterator[tuple[Chunk, Path]]:
+        """The chunks of the piece, each with its part; what cannot be read and what the network did are noted."""
+        for chunk in chunks(self.place.piece, refuse if strict else self.unreadable, self.log):
+            self.parts += 1
+            yield chunk, self.place.part(self.parts - 1)
+        self.ended = True
+        self.close()
 
     def log(self, failure: str) -> None:
         self.retries += 1
@@ -131,7 +137,8 @@ def prepare_documents(
 
 
 def parts_of(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".parts")
+    """Where the parts are: under another name for each way of cutting, so that no part of an older one is taken."""
+    return folder.with_name(f"{folder.name}.parts-{CUT}")
 
 
 def lay_out(job: Job, generators: Generators, folder: Path) -> list[Place]:
@@ -150,17 +157,16 @@ def lay_out(job: Job, generators: Generators, folder: Path) -> list[Place]:
 def make_parts(job: Job, places: list[Place], console: Console) -> None:
     """Makes every part of these pieces that is not there yet."""
     todo = [place for place in places if not place.done.is_file()]
+    if not todo:
+        return
     sizes = [place.piece.size for place in todo if place.piece.size is not None]
     total = sum(sizes) if len(sizes) == len(todo) else None
     with _Workers(job) as workers, Display(console, "prepare", total) as display:
         flight = _Flight(workers, display)
         for place in todo:
             reading = Reading(place)
-            for chunk in reading.chunks(job.config.strict):
-                path, reading.parts = place.part(reading.parts), reading.parts + 1
+            for chunk, path in reading.todo(job.config.strict):
                 flight.send(reading, chunk, path)
-            reading.ended = True
-            reading.close()
         flight.land()
 
 
@@ -169,12 +175,9 @@ def make_piece(maker: PartMaker, place: Place) -> None:
     if place.done.is_file():
         return
     reading = Reading(place)
-    for chunk in reading.chunks(maker.config.strict):
-        path, reading.parts = place.part(reading.parts), reading.parts + 1
+    for chunk, path in reading.todo(maker.config.strict):
         if not path.is_file():
             maker.make(chunk, path)
-    reading.ended = True
-    reading.close()
 
 
 class _Flight:
