@@ -239,7 +239,7 @@ _maker: PartMaker | None = None
 
 
 def _begin(job: Job) -> None:
-    """A worker starts: one thread each, ctrl-C is the parent's business, and no worker outlives it."""
+    """A worker starts: ctrl-C is the parent's business, and no worker outlives it."""
     global _maker
     os.environ["RAYON_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)

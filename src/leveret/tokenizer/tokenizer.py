@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,13 +110,6 @@ class Tokenizer:
         backend = self._marked if special else self._plain
         ids: list[int] = backend.encode(_writable(text), add_special_tokens=False).ids
         return ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text as plain text, on all cores."""
-        if self._twin is not None and all(len(text) <= LONGEST_TEXT for text in texts):
-            return self._twin.encode_ordinary_batch(list(texts))
-        encodings = self._plain.encode_batch_fast([_writable(text) for text in texts], add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of plain text and, for each, the characters (start, end) of `text` it covers."""
