@@ -28,7 +28,7 @@ from leveret.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 WORDS = [f"{a}{b}" for a in ("ka", "lo", "mi", "su", "te", "no") for b in ("ra", "ben", "dil", "fo", "gus", "pex")]
 FILTERED: dict[str, Any] = {
-    "filters": [{"kind": "length", "least_words": 60}],
+    "filters": [{"kind": "pii"}, {"kind": "length", "least_words": 60}],
     "dedup": {"exact": True, "near": 0.8},
     "shard_tokens": 100_000,
     "validation_fraction": 0.02,
@@ -41,11 +41,12 @@ def text(rng: random.Random) -> str:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Parquet and JSON lines of 45 MB in all, with repeated documents, and rows that cannot be read."""
+    """Parquet and JSON lines of 45 MB in all, with repeated documents, addresses, and rows that cannot be read."""
     folder, rng = tmp_path_factory.mktemp("corpus"), random.Random(1)
     repeated = [text(rng) for _ in range(20)]
     for number in range(3):
         texts = [text(rng) if rng.random() > 0.1 else rng.choice(repeated) for _ in range(9000)]
+        texts[::100] = [f"{each} ask ka@lo.org or su@te.org" for each in texts[::100]]
         pq.write_table(pa.table({"text": texts}), folder / f"part-{number}.parquet")
     with (folder / "rows.jsonl").open("wb") as file:
         for number in range(9000):
@@ -78,6 +79,7 @@ def undisturbed(corpus: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.Tem
 
 def test_the_manifest_counts_what_was_left_out(undisturbed: dict[str, Any]) -> None:
     (counts,) = undisturbed["documents"]
+    assert counts["filters"]["pii"] == {"dropped": 0, "changed": 3 * 90, "edits": {"email": 2 * 3 * 90}}
     assert counts["unreadable"]["count"] == 9
     assert counts["unreadable"]["first"][1]["where"].endswith("rows.jsonl:1008")
     dropped, duplicates = counts["filters"]["length"]["dropped"], undisturbed["duplicates"]

@@ -40,7 +40,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, leveret: Command) -> Path:
         rows[0],
         "too short",
         "a forbidden text about hares that nobody is meant to read",
-        "ask ann@example.com about the hares",
+        "ask ann@example.com or bob@example.com about the hares",
+        "forbidden to call +44 20 7946 0958 about the hares",
     ]
     lines = [json.dumps({"text": text}) for text in rows]
     lines.insert(5, "{not json")
@@ -51,7 +52,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, leveret: Command) -> Path:
     (folder / "rules.py").write_text("def keep(text):\n    return 'forbidden' not in text\n")
     (folder / "web.yaml").write_text(yaml.safe_dump(RECIPE))
     said = leveret("pretrain", "web.yaml", "--run-dir", "runs/web", cwd=folder).stderr
-    assert "prepare: 505 documents read; left out: length 1, predicate 1, " in said
+    assert "prepare: 506 documents read; left out: length 1, predicate 2, " in said
     return folder
 
 
@@ -64,16 +65,16 @@ def manifest(project: Path) -> dict:
 def test_the_manifest_says_what_became_of_every_document(project: Path) -> None:
     facts = manifest(project)
     first, second = facts["documents"]
-    assert first["read"] == 304
+    assert first["read"] == 305
     assert first["unreadable"]["count"] == 1
     assert first["unreadable"]["first"][0]["where"].endswith("a.jsonl:6")
     assert {name: counts["dropped"] for name, counts in first["filters"].items()} == {
-        "length": 1, "pii": 0, "predicate": 1, "decontamination": 0
+        "length": 1, "pii": 0, "predicate": 2, "decontamination": 0
     }  # fmt: skip
-    assert first["filters"]["pii"]["changed"] == 1
+    assert first["filters"]["pii"] == {"dropped": 0, "changed": 2, "edits": {"email": 2, "phone": 1}}
     assert second["filters"]["decontamination"]["dropped"] == 1
     assert facts["duplicates"]["exact"] == 1
-    assert first["kept"] + second["kept"] + sum(facts["duplicates"].values()) == 304 + 201 - 3
+    assert first["kept"] + second["kept"] + sum(facts["duplicates"].values()) == 305 + 201 - 4
 
 
 def test_the_mixture_draws_what_the_weights_say(project: Path) -> None:

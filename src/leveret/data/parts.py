@@ -8,7 +8,7 @@ A part is a pure function of the chunk, the recipe and the tokenizer: who makes 
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -93,7 +93,7 @@ class PartMaker:
             arrays |= fingerprints(texts, self.config.dedup).arrays()
         known = sorted(set(fates))
         arrays["fate"] = np.asarray([known.index(fate) for fate in fates], dtype=np.uint8)
-        told = {"fates": known, "changed": changed, "unreadable": asdict(unreadable)}
+        told = {"fates": known, "changed": changed, "edits": _edits(verdicts), "unreadable": asdict(unreadable)}
         arrays["told"] = np.frombuffer(json.dumps(told).encode(), dtype=np.uint8)
         _write(path, arrays)
         return len(arrays["tokens"])
@@ -123,6 +123,15 @@ class PartMaker:
         }
 
 
+def _edits(verdicts: Iterable[Verdict]) -> dict[str, Counter[str]]:
+    """For each filter how often it changed something, by the kind of change."""
+    total: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for verdict in verdicts:
+        for name, edits in verdict.edits.items():
+            total[name].update(edits)
+    return total
+
+
 def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +150,8 @@ class Part:
     """The documents of one chunk that the filters kept, in order.
 
     tokens: [T]. lengths, text_bytes, validation: [N], of each document. fate: [R], for every document that was read the
-    number in `fates` of what dropped it; "" is nothing. changed: by filter, how many documents it edited.
+    number in `fates` of what dropped it; "" is nothing. changed: by filter, how many documents it edited; edits: how
+    often, by the kind of change, such as what was masked.
     """
 
     tokens: NDArray[Any]
@@ -152,6 +162,7 @@ class Part:
     fate: NDArray[np.uint8]
     fates: list[str]
     changed: dict[str, int]
+    edits: dict[str, dict[str, int]]
     unreadable: Unreadable
 
     @classmethod

@@ -16,7 +16,7 @@ import re
 import shutil
 import signal
 import threading
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -37,7 +37,7 @@ from leveret.data.windows import windows_of
 from leveret.display import Display
 from leveret.errors import UserError
 
-CUT = 1
+CUT = 2
 """Goes up when chunks are cut otherwise, or a part holds something else."""
 FEW = 4
 """Cores that threads keep busy."""
@@ -302,12 +302,15 @@ class _Tally:
         self.revision: str | None = None
         self.dropped: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
+        self.edits: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.unreadable = Unreadable()
 
     def add(self, part: Part) -> None:
         self.read += len(part.fate)
         self.dropped += part.dropped()
         self.changed.update(part.changed)
+        for name, edits in part.edits.items():
+            self.edits[name].update(edits)
         self.unreadable.add(part.unreadable)
 
     def facts(self, filters: list[str]) -> dict[str, Any]:
@@ -317,7 +320,12 @@ class _Tally:
             "kept": self.kept,
             "retries": self.retries,
             "filters": {
-                name: {"dropped": self.dropped[name], "changed": self.changed[name]} for name in dict.fromkeys(filters)
+                name: {
+                    "dropped": self.dropped[name],
+                    "changed": self.changed[name],
+                    "edits": dict(sorted(self.edits[name].items())),
+                }
+                for name in filters
             },
             "unreadable": {
                 "count": self.unreadable.count,
