@@ -51,6 +51,7 @@ class Run:
         device: "auto" or a torch device.
         copy_data: keep the shards inside the run directory instead of the cache.
         start_from: fine-tune from this run's weights (RUN[/STAGE][@STEP]) instead of pretraining.
+        profile: write where the time of a few training steps goes.
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class Run:
         device: str = "auto",
         copy_data: bool = False,
         start_from: str | None = None,
+        profile: bool = False,
     ) -> None:
         self.recipe, self.base_dir, self.console = recipe, base_dir, console
         self.run = RunDir(run_dir)
         self.device = device
         self.copy_data = copy_data
         self.start_from = start_from
+        self.profile = profile
         self.stages: dict[str, Callable[[], None]] = {
             "tokenizer": self.tokenizer,
             "prepare": self.prepare,
@@ -323,8 +326,10 @@ def corpus_of(recipe: Recipe, base_dir: Path) -> Iterator[Document]:
 
     What cannot be read is left out, if the recipe is not strict; preparing the data counts it.
     """
-    drop = refuse if recipe.data.strict else overlook
-    return chain.from_iterable(documents(each, base_dir, generators.DOCUMENTS, drop) for each in recipe.data.sources)
+    drop, retry = refuse if recipe.data.strict else overlook, recipe.data.retry
+    return chain.from_iterable(
+        documents(each, base_dir, generators.DOCUMENTS, drop, retry=retry) for each in recipe.data.sources
+    )
 
 
 def source_id(source: OriginConfig, base_dir: Path) -> str:

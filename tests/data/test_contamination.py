@@ -85,7 +85,7 @@ def test_fields_can_be_chosen() -> None:
     assert example_text(row, ["note", "choices"]) == "Nobody knows.\nshe"
     with pytest.raises(UserError, match=r"x:3: no 'title'.*query, note"):
         example_text(row, ["note", "title"], "x:3")
-    with pytest.raises(UserError, match=r"x:3: no known field.*'fields': note"):
+    with pytest.raises(UserError, match=r"x:3: no known field.*'fields' or with --field: note"):
         example_text({"note": "a"}, where="x:3")
 
 
@@ -97,6 +97,8 @@ def test_every_file_is_a_set(bench: Path) -> None:
     assert [passage.set for passage in read_sets(["more", "bench/p*"], bench)] == [
         "more/physics.jsonl", "bench/physics.jsonl", "bench/physics.jsonl"
     ]  # fmt: skip
+    elsewhere = read_sets([str(bench / "more"), str(bench / "bench" / "p*")], bench / "bench" / "inside")
+    assert len({passage.set for passage in elsewhere}) == 2
     with pytest.raises(UserError, match="nowhere"):
         index_sets(["nowhere.jsonl"], bench)
 

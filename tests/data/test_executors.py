@@ -1,6 +1,8 @@
 """The same shards when datatrove's executors make the parts."""
 
 import io
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from rich.console import Console
 from leveret.data.config import DataConfig
 from leveret.data.parts import Job
 from leveret.data.prepare import prepare_documents
+from leveret.errors import UserError
 from leveret.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 
@@ -43,6 +46,53 @@ def test_the_local_executor_makes_the_same_shards(corpus: Path, tokenizer: Token
     assert '"exact": 250' in here
     there = manifest(corpus, tokenizer, tmp_path / "there", executor={"kind": "local", "tasks": 3, "workers": 2})
     assert there == here
+
+
+SBATCH = """#!/bin/bash
+cp "${@: -1}" "$(mktemp "$SUBMITTED/XXXXXX")"
+echo Submitted batch job 7
+"""
+SRUN = """#!/bin/bash
+while [[ $1 == -* ]]; do [[ $1 == -n ]] && shift; shift; done
+exec "$@"
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a scheduler of ours leaves the scripts that it was given, and runs none of them."""
+    for name, script in {"sbatch": SBATCH, "srun": SRUN, "scontrol": "#!/bin/bash\necho localhost\n"}.items():
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "submitted").mkdir()
+    monkeypatch.setenv("SUBMITTED", str(tmp_path / "submitted"))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    return tmp_path / "submitted"
+
+
+def test_slurm_is_given_the_tasks_and_the_same_command_merges(
+    corpus: Path, tokenizer: Tokenizer, tmp_path: Path, slurm: Path
+) -> None:
+    here = manifest(corpus, tokenizer, tmp_path / "here")
+    executor = {"kind": "slurm", "tasks": 2, "memory_gb": 0.5, "time": "01:00:00"}
+    with pytest.raises(UserError, match="5 of 5 pieces are not done yet"):
+        manifest(corpus, tokenizer, tmp_path / "there", executor=executor)
+    (script,) = (path for path in slurm.iterdir() if "launch_pickled_pipeline" in path.read_text())
+    assert {"#SBATCH --mem-per-cpu=500M", "#SBATCH --time=01:00:00", "#SBATCH --array=0-1"} <= set(
+        script.read_text().splitlines()
+    )
+    for task in range(2):
+        environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_NODELIST": "localhost"}
+        subprocess.run(["bash", script], env=environment, check=True, capture_output=True)
+    assert manifest(corpus, tokenizer, tmp_path / "there", executor=executor) == here
+
+
+def test_a_machine_without_slurm_is_said_in_a_line(
+    corpus: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="needs Slurm's sbatch"):
+        manifest(corpus, tokenizer, tmp_path / "there", executor={"kind": "slurm"})
 
 
 @pytest.mark.long

@@ -252,6 +252,8 @@ def test_language_keeps_several_and_looks_at_three_places() -> None:
     assert run(mixed, "language").text is None
     with pytest.raises(UserError, match="no language 'eng'; did you mean 'en'"):
         chain({"kind": "language", "languages": ["eng"]})
+    with pytest.raises(UserError, match=r"no language 'zzzz'\. Known: .* en "):
+        chain({"kind": "language", "languages": ["zzzz"]})
 
 
 def test_language_says_how_to_install_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +324,7 @@ def broken(text): return 1 / (len(text) - 4)
 def forgets(text): pass
 def words(text): return "good"
 def unsure(text): return float("nan")
+def endless(text): return 10 ** 400
 number = 3
 """
 
@@ -361,6 +364,7 @@ def test_functions_of_a_package() -> None:
         ("predicate", "hooks.py:forgets", "returned None; a predicate returns True or False"),
         ("quality", "hooks.py:words", "returned 'good'; a score is a number"),
         ("quality", "hooks.py:unsure", "returned nan"),
+        ("quality", "hooks.py:endless", "00; a score is a number"),
     ],
 )
 def test_what_is_wrong_with_a_function_is_said_in_a_line(hooks: Path, kind: str, path: str, says: str) -> None:

@@ -94,6 +94,10 @@ def test_histogram_bins_bounds_and_scale() -> None:
     assert (words.logarithmic, words.edges[0], words.edges[-1], sum(words.counts)) == (True, 1, pytest.approx(1e4), 3)
     assert words.place(100) == pytest.approx(0.5)
     assert histogram("f", "flat", [0.0, 0.0], (-INF, INF)).counts[0] == 2
+    scores = histogram("f", "score", [-INF, -4.0, 2.0, INF, INF], (-3, INF))
+    assert (scores.edges[0], scores.edges[-1], scores.counts[0], scores.counts[-1]) == (-4, 2, 2, 3)
+    assert (scores.outside, scores.median) == (2, 2)
+    assert histogram("f", "score", [-INF], (-INF, INF)).counts[0] == 1
     assert sparkline([0, 1, 8, 4], 4) == " ▁█▄"
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from leveret.data.look import BOUNDARY, CUT, label, plot, render, sample, stats
 from leveret.data.shards import ShardWriter, TokenStore
 from leveret.data.windows import Windows, concatenated
+from leveret.errors import UserError
 from leveret.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 LENGTH = 6
@@ -213,6 +214,30 @@ def test_tables(store: TokenStore, tokenizer: Tokenizer) -> None:
     assert "'<eos>'" in text
     bars = [line.count("█") for line in text.splitlines() if "█" in line]
     assert max(bars) == 32
+
+
+def test_names_with_signs_of_their_own_are_shown_as_they_are(tmp_path: Path) -> None:
+    """`[/x]` is no markup of the terminal's, `$a_$` no formula in a picture."""
+    config = TokenizerConfig(kind="bpe", vocab_size=280, special_tokens=["[/INST]"], eos_token="[/INST]")
+    tokenizer = train_tokenizer(config, ["one two"])
+    writer = ShardWriter(tmp_path / "s", tokenizer.vocab_size, 30)
+    writer.add("train", [int(tokenizer.eos_id or 0)] * 20, 3)
+    name = "[/x] $a_$.txt"
+    windows = {"train": concatenated(writer.starts("train"), 20, LENGTH)}
+    writer.finish(windows, {"sources": [{"kind": "files", "files": [{"name": name}]}]})
+    found = stats(TokenStore(writer.folder), tokenizer)
+    text = shown(render(found))
+    assert "'[/INST]'" in text
+    assert f"0: {name}" in text
+    assert (tmp_path / "sources.png") in plot(found, tmp_path)
+
+
+def test_shards_without_a_window_have_no_figures(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    writer = ShardWriter(tmp_path / "s", tokenizer.vocab_size, 30)
+    writer.add("train", [1], 3)
+    writer.finish({"train": concatenated(writer.starts("train"), 1, LENGTH)}, {})
+    with pytest.raises(UserError, match="too few tokens for a window"):
+        stats(TokenStore(writer.folder), tokenizer)
 
 
 def test_pictures(store: TokenStore, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from leveret.data.rows import CHUNK_BYTES
+from leveret.data.rows import MAX_BLOCK_BYTES
 
 MIB = 1 << 20
 LONG = 195 * MIB
@@ -122,4 +122,4 @@ def test_memory_is_that_of_a_few_chunks(
     make(tmp_path / name)
     found = peak(tmp_path / name)
     assert found[:2] == (documents, dropped)
-    assert found[2] < 12 * CHUNK_BYTES // MIB
+    assert found[2] < 12 * MAX_BLOCK_BYTES // MIB

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from leveret.data.config import SourceConfig
 from leveret.data.readers import read_rows, read_text
-from leveret.data.rows import CHUNK_BYTES, MAX_ROW_BYTES
+from leveret.data.rows import MAX_BLOCK_BYTES, MAX_ROW_BYTES
 from leveret.data.sources import documents
 from leveret.errors import UserError
 
@@ -392,7 +392,7 @@ def test_long_texts_come_in_parts_of_which_nothing_is_lost(at: Write) -> None:
     glued = "日" * (MAX_ROW_BYTES // 2)
     texts, where, _ = read(at("a.parquet", parquet(["a", glued, "b"])))
     assert ["".join(texts[1:-1]), where] == [glued, [f"a.parquet:{at}" for at in ("1", "2", "2 (part 2)", "3")]]
-    assert max(len(text.encode()) for text in texts) <= CHUNK_BYTES
+    assert max(len(text.encode()) for text in texts) <= MAX_BLOCK_BYTES
 
 
 def test_a_line_is_read_up_to_the_limit_and_dropped_beyond(at: Write) -> None:

@@ -144,6 +144,19 @@ def test_verify_finds_a_flipped_bit(tmp_path: Path, name: str) -> None:
     assert store.verify() == [name]
 
 
+def test_verify_finds_a_changed_manifest(tmp_path: Path) -> None:
+    """Or the manifest cannot be read at all."""
+    store = write(tmp_path / "shards", some_documents(30, 1000))
+    path = store.folder / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert TokenStore(store.folder).verify(), place
+        except UserError as error:
+            assert "no readable manifest" in str(error) or "another format version" in str(error)  # noqa: PT017
+
+
 def test_verify_finds_a_missing_file(tmp_path: Path) -> None:
     store = write(tmp_path / "shards", some_documents(30, 1000))
     (store.folder / "train-00002.npy").unlink()
@@ -181,6 +194,13 @@ def test_what_is_no_set_of_shards_is_refused(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest)[:-20])
     with pytest.raises(UserError, match="no readable manifest"):
         TokenStore(folder)
+    for splits in (None, [], {"train": 7}, {"train": {}}, {"train": {"shards": [{"name": "x"}]}}):
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"splits": splits}))
+        with pytest.raises(UserError, match="no readable manifest"):
+            TokenStore(folder)
+    (folder / "manifest.json").write_text("[]")
+    with pytest.raises(UserError, match="no readable manifest"):
+        TokenStore(folder)
 
 
 def test_a_shortened_shard_is_refused(tmp_path: Path) -> None:
@@ -189,9 +209,10 @@ def test_a_shortened_shard_is_refused(tmp_path: Path) -> None:
     np.save(path, np.load(path)[:-1])
     with pytest.raises(UserError, match="shorter than their manifest"):
         store.split("train")
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(UserError, match=r"train-00001\.npy cannot be read"):
-        store.split("train")
+    for content in (path.read_bytes()[:-4], b"no array", b""):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"train-00001\.npy cannot be read \(damaged\)"):
+            store.split("train")
 
 
 @pytest.mark.parametrize("documents", [[[]], [[7]]])

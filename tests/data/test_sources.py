@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from leveret.data.config import SourceConfig
 from leveret.data.sources import (
-    PART_BYTES,
+    CHUNK_BYTES,
     Chunk,
     Document,
     chunks,
@@ -76,6 +77,9 @@ def test_missing_files_folders_and_columns(tmp_path: Path) -> None:
         texts(tmp_path, "gone.txt")
     with pytest.raises(UserError, match="an empty path"):
         texts(tmp_path, " ")
+    for path in ("**.txt", "~nobody-of-this-name/a.txt"):
+        with pytest.raises(UserError, match=re.escape(path)):
+            texts(tmp_path, path)
     (tmp_path / "a.md").write_text("x")
     with pytest.raises(UserError, match=r"a\.md: unknown type of file; known are \.txt"):
         texts(tmp_path, "a.md")
@@ -176,8 +180,8 @@ def test_chunks_travel_and_are_the_same_every_time(tmp_path: Path) -> None:
         assert first == again
         sizes = [chunk.size for chunk in first]
         assert len(sizes) > 10
-        assert max(sizes) <= PART_BYTES
-        assert min(sizes[:-1]) > PART_BYTES * 0.7
+        assert max(sizes) <= CHUNK_BYTES
+        assert min(sizes[:-1]) > CHUNK_BYTES * 0.7
         sent: list[Chunk] = [pickle.loads(pickle.dumps(chunk)) for chunk in reversed(first)]
         found = [document for chunk in reversed(sent) for document in read_chunk(chunk, refuse)]
         assert found == [Document(row, name, f"{name}:{n}") for n, row in enumerate(rows, start=1)]

@@ -97,11 +97,23 @@ def test_a_predicate_that_changed_makes_the_data_stale(project: Path, leveret: C
 
 def test_inspect_names_what_each_filter_drops(project: Path, leveret: Command) -> None:
     shown = leveret(
-        "data", "inspect", "web.yaml", "data.sources.0.paths=[texts/b.jsonl]", "--html", "page.html", cwd=project
+        "data", "inspect", "web.yaml", "data.sources.0.paths=[texts/b.jsonl]", "--html", "new/page.html", cwd=project
     )
     assert "predicate" in shown.stdout
-    assert "page written: page.html" in shown.stdout
-    assert "<svg" in (project / "page.html").read_text()
+    assert "page written: new/page.html" in shown.stdout
+    assert "<svg" in (project / "new" / "page.html").read_text()
+
+
+def test_shards_are_named_by_their_folder_or_their_run(project: Path, leveret: Command) -> None:
+    assert "0 files differ" in leveret("data", "verify", "runs/web", cwd=project).stdout
+    folder = json.loads((project / "runs/web/data.json").read_text())["pretrain"]
+    assert "0 files differ" in leveret("data", "verify", folder, cwd=project).stdout
+    for place, said in {
+        "texts": "texts is no run, and holds no token shards: it has no manifest.json",
+        "nowhere": "there is no run 'nowhere'",
+        "runs/web/finetune": "runs/web/finetune has no data yet",
+    }.items():
+        assert said in leveret("data", "verify", place, cwd=project, exit_code=2).stderr
 
 
 def test_sample_and_stats_show_the_shards(project: Path, leveret: Command) -> None:
@@ -119,6 +131,10 @@ def test_the_audit_names_the_contaminated_set(project: Path, leveret: Command) -
     shown = leveret("audit", "contamination", *asked, cwd=project, exit_code=1).stdout
     assert "mercury" in shown
     assert json.loads((project / "found.json").read_text())["sets"]["bench"]["contaminated"] == 1
+    (project / "own.jsonl").write_text(json.dumps({"body": PASSAGE}) + "\n")
+    own = ["audit", "contamination", "web.yaml", "--set", "own.jsonl"]
+    assert "or with --field: body" in leveret(*own, cwd=project, exit_code=2).stderr
+    assert "own, example 1" in leveret(*own, "--field", "body", cwd=project, exit_code=1).stdout
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_done(

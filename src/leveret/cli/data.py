@@ -92,7 +92,9 @@ def inspect(
     recipe: RecipeName,
     overrides: Overrides = None,
     limit: Annotated[int, typer.Option(min=1, help="Documents to look at, as many of each source.")] = 1000,
-    html: Annotated[Path | None, typer.Option(help="Write a page with histograms and more examples here.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write a page with histograms and more examples here.")
+    ] = None,
 ) -> None:
     """Show what each filter of a recipe drops and changes, with examples."""
     from rich.console import Console
@@ -104,7 +106,8 @@ def inspect(
     from leveret.tasks.generators import DOCUMENTS
 
     loaded, base = load_recipe(recipe, overrides)
-    found = inspect_sources(loaded.data.sources, loaded.data.filters, base, DOCUMENTS, limit, overlook)
+    config = loaded.data
+    found = inspect_sources(config.sources, config.filters, base, DOCUMENTS, limit, overlook, config.retry)
     Console().print(render_terminal(found))
     if html is not None:
         write_html(found, html)
@@ -114,24 +117,37 @@ def inspect(
 Shards = Annotated[str, typer.Argument(metavar="DIR", help="A folder of token shards, or a run.")]
 
 
+def _find_shards(where: str) -> tuple[Path, Path | None]:
+    """The folder of token shards that is meant, and its run where one is."""
+    from leveret.errors import UserError
+    from leveret.rundir import find_run, read_json
+
+    folder = Path(where)
+    if (folder / "manifest.json").is_file():
+        return folder, None
+    try:
+        found, stage, _ = find_run(where)
+    except UserError:
+        if folder.is_dir():
+            raise UserError(f"{folder} is no run, and holds no token shards: it has no manifest.json") from None
+        raise
+    places = read_json(found / "data.json") or {}
+    if not places or stage not in (None, *places):
+        raise UserError(f"{where} has no data yet; run `leveret prepare` first")
+    return found / places[stage or next(iter(places))], found.path
+
+
 def _open_shards(where: str, run: str | None) -> tuple[TokenStore, Tokenizer]:
     """The shards in a folder, or those of a run's pretraining, and the tokenizer that made them."""
     from leveret.data.shards import TokenStore
     from leveret.errors import UserError
-    from leveret.rundir import find_run, read_json
     from leveret.tokenizer.tokenizer import Tokenizer
 
-    folder = Path(where)
-    if not (folder / "manifest.json").is_file():
-        found, stage, _ = find_run(where)
-        places, run = read_json(found / "data.json") or {}, str(found.path)
-        if not places:
-            raise UserError(f"{found.path} has no data yet; run `leveret prepare` first")
-        folder = found / places[stage or next(iter(places))]
-    home = Path(run) / "tokenizer" if run else folder.parent.parent / "tokenizer"
-    if not home.is_dir():
+    folder, maker = _find_shards(where)
+    maker = maker or (Path(run) if run else folder.parent.parent)
+    if not (maker / "tokenizer").is_dir():
         raise UserError(f"which tokenizer made {folder}? Say a run that has it with --run, or name the run itself")
-    tokenizer = Tokenizer.load(home)
+    tokenizer = Tokenizer.load(maker / "tokenizer")
     return TokenStore(folder, tokenizer.content_hash), tokenizer
 
 
@@ -156,7 +172,7 @@ def sample(
 @data_app.command("stats")
 def stats(
     folder: Shards,
-    plots: Annotated[Path | None, typer.Option(help="Draw PNG pictures into this folder.")] = None,
+    plots: Annotated[Path | None, typer.Option(file_okay=False, help="Draw PNG pictures into this folder.")] = None,
     run: Maker = None,
 ) -> None:
     """Document lengths, tokens by source, token frequencies and compression of the shards."""
@@ -173,10 +189,11 @@ def stats(
 
 
 @data_app.command("verify")
-def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of token shards.")]) -> None:
+def verify(where: Shards) -> None:
     """Compare every file of a folder of shards with its hash; exit code 1 when one differs."""
     from leveret.data.shards import TokenStore
 
+    folder, _ = _find_shards(where)
     wrong = TokenStore(folder).verify()
     for name in wrong:
         print(f"differs from its hash: {folder / name}")
@@ -191,10 +208,13 @@ def _group() -> None: ...
 @audit_app.command("contamination")
 def contamination(
     recipe: RecipeName,
-    sets: Annotated[list[str], typer.Option("--set", help="An evaluation set (.jsonl) or a folder of them.")],
+    sets: Annotated[list[str], typer.Option("--set", help="An evaluation set, such as a .jsonl, or a folder of them.")],
     overrides: Overrides = None,
     ngram: Annotated[int, typer.Option(min=5, help="Words in a row that make an overlap.")] = 13,
-    output: Annotated[Path | None, typer.Option(help="Write all of it as JSON here.")] = None,
+    fields: Annotated[
+        list[str] | None, typer.Option("--field", help="A field of the sets' examples, where they have no known ones.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(dir_okay=False, help="Write all of it as JSON here.")] = None,
 ) -> None:
     """Say what of evaluation sets stands in a recipe's corpus; exit code 1 when anything does."""
     import json
@@ -204,9 +224,10 @@ def contamination(
     from leveret.run import corpus_of
 
     loaded, base = load_recipe(recipe, overrides)
-    report = audit_contamination(corpus_of(loaded, base), [str(Path(each).absolute()) for each in sets], ngram)
+    report = audit_contamination(corpus_of(loaded, base), sets, ngram, Path.cwd(), fields or ())
     print(render(report))
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(report.facts(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     raise typer.Exit(1 if any(found.examples for found in report.sets.values()) else 0)
 

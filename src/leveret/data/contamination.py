@@ -23,7 +23,7 @@ from leveret.data.config import OriginConfig
 from leveret.data.filters.chain import Verdict
 from leveret.data.overlap import COMMON, NGRAM, Coverage, DecontaminateConfig, NgramIndex, Overlap, Passage, merged
 from leveret.data.readers import read_rows
-from leveret.data.sources import Document, find_files, label, source_facts
+from leveret.data.sources import Document, find_files, named, source_facts
 from leveret.errors import UserError
 
 NAME = "decontamination"
@@ -56,7 +56,7 @@ def read_sets(sets: Sequence[str], base_dir: Path, fields: Sequence[str] = ()) -
     names = Counter(path.name.partition(".")[0] for path in paths)
     for path in paths:
         bare = path.name.partition(".")[0]
-        name = bare if names[bare] == 1 else label(path, base_dir)
+        name = bare if names[bare] == 1 else named(path, base_dir)
         for number, (row, values) in enumerate(read_rows(path)):
             yield Passage(name, number, example_text(values, fields, f"{path}:{row}"))
 
@@ -71,7 +71,7 @@ def example_text(row: Mapping[str, Any], fields: Sequence[str] = (), where: str 
     known = [name for name in fields or FIELDS if row.get(name) is not None]
     if not known or (fields and len(known) < len(fields)):
         wanted = f"'{next(name for name in fields if name not in known)}'" if fields else "known fields of an example"
-        raise UserError(f"{where}: no {wanted}; name some of its fields in 'fields': {', '.join(row)}")
+        raise UserError(f"{where}: no {wanted}; name some of its fields in 'fields' or with --field: {', '.join(row)}")
     gold = next((row[name] for name in _GOLD if type(row.get(name)) is int), -1)
     texts: list[str] = []
     for value in map(row.__getitem__, known):
@@ -255,15 +255,16 @@ def contamination(corpus: Iterable[Document], index: NgramIndex, shown: int = SH
 def render(report: Contamination, width: int = 160) -> str:
     """Lines for the terminal: a table of the sets, then the passages, of each at most `width` characters."""
     read = f"{report.documents:,} documents, {report.characters / 1e6:,.1f} million characters"
+    wide = max([24, *map(len, report.sets)])
     lines = [
         f"{read}, searched for runs of {report.ngram} words",
         "",
-        f"{'set':<24}{'examples':>10}{'too short':>11}{'found':>9}{'share':>9}{'documents':>11}",
+        f"{'set':<{wide}}{'examples':>10}{'too short':>11}{'found':>9}{'share':>9}{'documents':>11}",
     ]
     for name, found in report.sets.items():
         given, short = found.coverage.passages, found.coverage.short
         some = f"{len(found.examples):>9,}{found.share:>9.2%}{found.documents:>11,}"
-        lines.append(f"{name:<24}{given:>10,}{short:>11,}{some}")
+        lines.append(f"{name:<{wide}}{given:>10,}{short:>11,}{some}")
     if report.ignored:
         lost = sum(found.coverage.common for found in report.sets.values())
         lines.append(f"ignored: {report.ignored:,} runs that stand in more than {COMMON} examples")

@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
 from leveret.config import Config
+from leveret.data.hashing import GOLDEN, Hashes, Numbers, hash_spans, mix
 
-Hashes = NDArray[np.uint64]
-Numbers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
@@ -63,10 +62,6 @@ class Fingerprints:
     def of(cls, arrays: dict[str, NDArray[Any]]) -> Self:
         """From what `arrays` gave."""
         return cls(arrays["exact"], arrays.get("signatures"))
-
-    def first(self, documents: int) -> Fingerprints:
-        """Those of the first documents only."""
-        return Fingerprints(self.exact[:documents], None if self.signatures is None else self.signatures[:documents])
 
 
 def fingerprints(texts: Sequence[str], config: DedupConfig) -> Fingerprints:
@@ -185,30 +180,13 @@ def _shingles(texts: Sequence[str], ngram: int) -> tuple[Hashes, Numbers]:
     values = _character_values().take(characters)
     edges = np.flatnonzero(np.diff(values != 0, prepend=False, append=False))
     starts, ends = edges[::2], edges[1::2]
-    words = _hash_runs(values, starts, ends)
+    words = hash_spans(values, starts, ends)
     document = np.searchsorted(np.cumsum([len(text) + 1 for text in texts]), starts, side="right")
     position = np.arange(len(words))
     after = np.searchsorted(document, document, side="right")  # the first word of the next text
     first = np.diff(document, prepend=-1) != 0
     chosen = np.flatnonzero((position + ngram <= after) | first)
-    return _hash_runs(words, chosen, np.minimum(chosen + ngram, after[chosen])), document[chosen]
-
-
-def _hash_runs(values: Hashes, starts: Numbers, ends: Numbers) -> Hashes:
-    """A hash of values[start:end] for each start and end: a polynomial, by differences of one running sum."""
-    powers, inverses = _powers(1 << max(19, len(values).bit_length()))
-    sums = np.zeros(len(values) + 1, dtype=np.uint64)
-    np.cumsum(values * powers[: len(values)], out=sums[1:])
-    return _mix((sums[ends] - sums[starts]) * inverses[starts])
-
-
-@lru_cache
-def _powers(size: int) -> tuple[Hashes, Hashes]:
-    """The powers of an odd number modulo 2**64, and of its inverse; few sizes are ever asked for."""
-    base = 0x9FB21C651E98DF25
-    each = (np.full(size, number, dtype=np.uint64) for number in (base, pow(base, -1, 2**64)))
-    powers, inverses = (np.cumprod(numbers) for numbers in each)
-    return powers, inverses
+    return hash_spans(words, chosen, np.minimum(chosen + ngram, after[chosen])), document[chosen]
 
 
 @lru_cache(maxsize=1)
@@ -218,21 +196,8 @@ def _character_values() -> Hashes:
     characters = np.arange(len(values), dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     letters = re.findall(r"\w", characters)
     lower = np.array([ord(letter.lower()[0]) for letter in letters], dtype=np.uint64)
-    values[[ord(letter) for letter in letters]] = _mix(lower)
+    values[[ord(letter) for letter in letters]] = mix(lower)
     return values
-
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(numbers: Hashes) -> Hashes:
-    """Changes numbers in place, by a permutation that looks random (SplitMix64, Steele, Lea and Flood 2014)."""
-    numbers ^= numbers >> np.uint64(30)
-    numbers *= np.uint64(0xBF58476D1CE4E5B9)
-    numbers ^= numbers >> np.uint64(27)
-    numbers *= np.uint64(0x94D049BB133111EB)
-    numbers ^= numbers >> np.uint64(31)
-    return numbers
 
 
 _ROUNDS = 16
@@ -248,7 +213,7 @@ def _sketch(shingles: Hashes, document: Numbers, documents: int, cells: int) -> 
     """
     least = np.full((documents, cells), _EMPTY)
     for turn in range(_ROUNDS):
-        hashes = _mix(shingles + _salt(turn))
+        hashes = mix(shingles + _salt(turn))
         place = ((hashes >> np.uint64(32)) * np.uint64(cells) >> np.uint64(32)).view(np.int64) + document * cells
         hashes >>= np.uint64(4)
         hashes |= np.uint64(turn << 60)  # later rounds compare as greater
@@ -260,12 +225,12 @@ def _sketch(shingles: Hashes, document: Numbers, documents: int, cells: int) -> 
     for number in np.unique(document).tolist():
         own = np.unique(shingles[slice(*np.searchsorted(document, [number, number + 1]))])
         holes = np.flatnonzero(least[number] == _EMPTY)
-        least[number, holes] = _mix(own + _salt(_ROUNDS + holes)[:, None]).min(axis=1)
+        least[number, holes] = mix(own + _salt(_ROUNDS + holes)[:, None]).min(axis=1)
     return least
 
 
 def _salt(turn: int | Numbers) -> Hashes:
-    return np.asarray(turn).astype(np.uint64) * _GOLDEN
+    return np.asarray(turn).astype(np.uint64) * GOLDEN
 
 
 # --- memory --------------------------------------------------------------------------------------------------
@@ -349,7 +314,7 @@ class _Table:
 
     def _home(self, keys: NDArray[Any]) -> Numbers:
         bits = len(self.slots).bit_length() - 1
-        return (keys.astype(np.uint64) * _GOLDEN >> np.uint64(64 - bits)).astype(np.int64)
+        return (keys.astype(np.uint64) * GOLDEN >> np.uint64(64 - bits)).astype(np.int64)
 
     def _slot(self, home: Numbers, step: int) -> Numbers:
         return (home + step * (step + 1) // 2) & (len(self.slots) - 1)

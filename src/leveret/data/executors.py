@@ -7,8 +7,12 @@ Every rank takes whole pieces, so a corpus wants at least as many files as there
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 from leveret.data.config import ExecutorConfig
@@ -56,13 +60,7 @@ def run_executor(config: ExecutorConfig, job: Job, places: list[Place], logs: st
         case "local":
             datatrove.LocalPipelineExecutor(**shared).run()
         case "slurm":
-            datatrove.SlurmPipelineExecutor(
-                **shared,
-                time=config.time,
-                partition=config.partition,
-                mem_per_cpu_gb=config.memory_gb,
-                job_name="leveret-prepare",
-            ).run()
+            _submit_to_slurm(config, shared)
         case "ray":
             _run_on_ray(config, shared)
     left = sum(not place.done.is_file() for place in todo)
@@ -71,6 +69,26 @@ def run_executor(config: ExecutorConfig, job: Job, places: list[Place], logs: st
             f"{left} of {len(todo)} pieces are not done yet; when the tasks have ended ({logs} has their logs), "
             "the same command goes on"
         )
+
+
+def _submit_to_slurm(config: ExecutorConfig, shared: dict[str, Any]) -> None:
+    from datatrove.executor import SlurmPipelineExecutor
+
+    activate = Path(sys.prefix) / "bin" / "activate"
+    executor = SlurmPipelineExecutor(
+        **shared,
+        time=config.time,
+        partition=config.partition,
+        job_name="leveret-prepare",
+        venv_path=str(activate) if activate.is_file() else None,
+        sbatch_args={"mem-per-cpu": f"{math.ceil(1000 * config.memory_gb)}M"},  # sbatch takes whole numbers only
+    )
+    try:
+        executor.run()
+    except FileNotFoundError as error:
+        raise UserError("data.executor.kind 'slurm' needs Slurm's sbatch on this machine") from error
+    except CalledProcessError as error:
+        raise UserError(f"Slurm did not take the tasks: sbatch left with exit code {error.returncode}") from error
 
 
 def _run_on_ray(config: ExecutorConfig, shared: dict[str, Any]) -> None:

@@ -32,17 +32,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import Field, PositiveInt
 
 from leveret.config import Config
+from leveret.data.rows import Row
 from leveret.errors import UserError
 
 if TYPE_CHECKING:  # config.py may hold a RetryConfig
     from leveret.data.config import OriginConfig
 
-Row = dict[str, Any]
 Log = Callable[[str], None]
+"""Told, in a line, of every failure of the network that reading outlived."""
 T = TypeVar("T")
 
-BATCH_ROWS = 256
-"""Rows made into Python objects at once."""
+BATCH_ROWS = 32
+"""Rows made into Python objects at once: few, since texts may be long."""
 BUFFER_BYTES = 8 << 20
 """What is read of a column at once."""
 
@@ -226,8 +227,13 @@ def _parquet_batches(path: str, start: int) -> Iterator[list[Row]]:
 # --- failures --------------------------------------------------------------------------------------------------
 
 
+def dataset_words(config: OriginConfig) -> str:
+    """A dataset in a few words."""
+    return f"dataset '{config.name}'" + (f" ({config.subset})" if config.subset else "")
+
+
 def _called(config: OriginConfig) -> str:
-    return f"dataset '{config.name}'" + (f" ({config.subset})" if config.subset else "") + f", split '{config.split}'"
+    return f"{dataset_words(config)}, split '{config.split}'"
 
 
 @dataclass

@@ -20,8 +20,10 @@ from leveret.data.config import SourceConfig
 from leveret.data.filters.chain import Chain, apply
 from leveret.data.filters.config import FilterConfig, GopherQualityConfig
 from leveret.data.filters.measures import Filter, Measured, Result, length, quality
+from leveret.data.hub import RETRY, RetryConfig
 from leveret.data.rows import Drop, refuse
 from leveret.data.sources import Document, Generators, documents
+from leveret.data.tables import Table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,7 +32,7 @@ EXAMPLES_PER_RULE, EXAMPLES = 3, 15
 """Dropped documents that are kept as examples, of each rule of a filter and of the whole filter."""
 EXCERPT = 1500
 """Characters of a text that an example shows."""
-BINS = 40
+BINS = 32
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def inspect_sources(
     generators: Generators,
     limit: int = 1000,
     drop: Drop = refuse,
+    retry: RetryConfig = RETRY,
 ) -> Inspection:
     """What the filters do to the first `limit` documents, as many of each source as of the others.
 
@@ -140,7 +143,7 @@ def inspect_sources(
     function fails.
     """
     each = -(-limit // len(sources))
-    found = (islice(documents(source, base_dir, generators, drop), each) for source in sources)
+    found = (islice(documents(source, base_dir, generators, drop, retry=retry), each) for source in sources)
     return inspect(chain.from_iterable(found), filters, base_dir, limit)
 
 
@@ -214,13 +217,13 @@ def _cut(lines: Sequence[str], starts: Sequence[int]) -> list[str]:
 
 def histogram(name: str, measure: str, values: Sequence[float], bounds: tuple[float, float]) -> Histogram:
     """The histogram of one measure, from 0 or the least value to the greatest, its bounds included; logarithmic
-    where values reach from near 0 into the thousands."""
+    where values reach from near 0 into the thousands. Infinite values are in the first and last bin."""
     import numpy as np
 
     least, most = bounds
     array = np.asarray(values, float)
-    ends = [*filter(isfinite, bounds), array.min(), array.max()]
-    low, high = float(min(ends)), float(max(ends))
+    ends = [*filter(isfinite, bounds), *array[np.isfinite(array)].tolist()] or [0.0]
+    low, high = min(ends), max(ends)
     logarithmic = low >= 0 and high >= 1000
     low = max(low, 1.0) if logarithmic else min(low, 0.0)
     high = high if high > low else low + 1
@@ -244,28 +247,27 @@ def render_terminal(found: Inspection, examples: int = 3) -> RenderableType:
         f"{found.documents:,} documents ({megabytes(found.size)}) read, {found.kept:,} kept "
         f"({share(found.kept, found.documents)}), {megabytes(found.kept_size)} left"
     )
-    tables = (_filter_table(found), *_rule_lines(found), _measure_table(found))
-    return Group(Text(summary), *tables, *_example_lines(found, examples))
+    tables = (_filter_table(found), *_rule_lines(found), Text(), _measure_table(found))
+    return Group(Text(summary), Text(), *tables, *_example_lines(found, examples))
 
 
-def _filter_table(found: Inspection) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("filter", title="filters in sequence; in the last two columns, each alone", title_justify="left")
-    for column in ("seen", "dropped", "", "changed", "alone drops", "changes"):
-        table.add_column(column, justify="right")
-    for report in found.filters:
-        table.add_row(
-            Text(report.name, no_wrap=True),
-            f"{report.seen:,}",
-            f"{report.dropped:,}",
-            share(report.dropped, report.seen),
-            f"{report.changed:,}",
-            f"{report.dropped_alone:,}",
-            f"{report.changed_alone:,}",
-        )
-    return table
+def _filter_table(found: Inspection) -> Table:
+    return Table(
+        "Filters in sequence; drops and changes: what each would do alone",
+        ["filter", "seen", "dropped", "share", "changed", "drops", "changes"],
+        [
+            [
+                report.name,
+                f"{report.seen:,}",
+                f"{report.dropped:,}",
+                share(report.dropped, report.seen),
+                f"{report.changed:,}",
+                f"{report.dropped_alone:,}",
+                f"{report.changed_alone:,}",
+            ]
+            for report in found.filters
+        ],
+    )
 
 
 def _rule_lines(found: Inspection) -> Iterator[RenderableType]:
@@ -277,23 +279,23 @@ def _rule_lines(found: Inspection) -> Iterator[RenderableType]:
             yield Text(f"{report.name}: " + ", ".join(f"{rule} {count:,}" for rule, count in counts))
 
 
-def _measure_table(found: Inspection) -> RenderableType:
-    from rich.table import Table
-
-    table = Table("measure", "distribution", title="documents as they were read", title_justify="left")
-    for column in ("from", "median", "to", "bounds", "outside"):
-        table.add_column(column, justify="right")
-    for each in found.histograms:
-        table.add_row(
-            f"{each.filter}: {words(each.measure)}",
-            sparkline(each.counts),
-            number(each.edges[0]),
-            number(each.median),
-            number(each.edges[-1]),
-            in_words(each),
-            f"{each.outside:,}" if each.outside else "",
-        )
-    return table
+def _measure_table(found: Inspection) -> Table:
+    return Table(
+        "Documents as they were read",
+        ["measure", "", "median", "bounds", "outside", "from", "to"],
+        [
+            [
+                f"{each.filter}: {words(each.measure)}",
+                sparkline(each.counts),
+                number(each.median),
+                in_words(each),
+                f"{each.outside:,}" if each.outside else "",
+                number(each.edges[0]),
+                number(each.edges[-1]),
+            ]
+            for each in found.histograms
+        ],
+    )
 
 
 def _example_lines(found: Inspection, examples: int) -> Iterator[RenderableType]:
@@ -310,8 +312,8 @@ def _example_lines(found: Inspection, examples: int) -> Iterator[RenderableType]
             )
 
 
-def sparkline(counts: Sequence[int], width: int = 20) -> str:
-    """Bars of text, one for every two bins; what is not 0 shows."""
+def sparkline(counts: Sequence[int], width: int = BINS // 2) -> str:
+    """`width` bars of text, each of several bins; what is not 0 shows."""
     step = -(-len(counts) // width)
     sums = [sum(counts[start : start + step]) for start in range(0, len(counts), step)]
     top = max(sums)

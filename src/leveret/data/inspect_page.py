@@ -24,7 +24,8 @@ class Bar(NamedTuple):
 
 
 def write_html(found: Inspection, path: Path) -> None:
-    """Writes the page. Every text on it is escaped."""
+    """Writes the page, into a new folder if there is none. Every text on it is escaped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render_html(found), encoding="utf-8")
 
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leveret.data.shards import TokenSplit, TokenStore
+from leveret.data.tables import Table
 from leveret.data.windows import IntArray, coverage, ends_of, permute
+from leveret.errors import UserError
 from leveret.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from rich.console import RenderableType
 
 BOUNDARY = "\n──────── next document ────────\n"
 CUT = "[…]"
@@ -119,9 +120,15 @@ class Stats:
 
 
 def stats(store: TokenStore, tokenizer: Tokenizer) -> Stats:
-    """Reads every token once; memory grows with the documents and windows only."""
+    """Reads every token once; memory grows with the documents and windows only.
+
+    Raises:
+        UserError: there are no windows.
+    """
     facts: dict[str, Any] = store.manifest["splits"]
     splits = {name: store.split(name) for name, entry in facts.items() if entry["windows"]["count"]}
+    if not splits:
+        raise UserError(f"{store.folder} has too few tokens for a window; prepare more documents")
     counts = np.zeros(store.manifest["vocab_size"], dtype=np.int64)
     for split in splits.values():
         for shard in split.shards:
@@ -184,25 +191,9 @@ def label(source: dict[str, Any]) -> str:
 # --- for a terminal ------------------------------------------------------------------------------------------
 
 
-def render(stats: Stats) -> list[RenderableType]:
+def render(stats: Stats) -> list[Table]:
     """Tables: splits, sources, lengths of documents, frequencies of tokens."""
     return [_splits_table(stats), *([_sources_table(stats)] if stats.sources else []), *_shape_tables(stats)]
-
-
-def _table(title: str, columns: list[str], rows: list[list[str]]) -> RenderableType:
-    """A table whose first column is words, and whose others are figures or bars."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        justify: Literal["left", "right"] = "left" if number == 0 or not column else "right"
-        table.add_column(column, justify=justify, no_wrap=number > 0, min_width=10 if number == 0 else None)
-    for row in rows:
-        table.add_row(*row)
-    return Group(Text(title, style="bold"), table)
 
 
 def _bar(share: float) -> str:
@@ -211,8 +202,8 @@ def _bar(share: float) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-def _splits_table(stats: Stats) -> RenderableType:
-    return _table(
+def _splits_table(stats: Stats) -> Table:
+    return Table(
         f"Splits: {stats.bytes_per_token:.2f} bytes of text a token",
         ["split", "documents", "tokens", "bytes", "windows", "lost", "padded"],
         [
@@ -227,10 +218,10 @@ def _splits_table(stats: Stats) -> RenderableType:
     )
 
 
-def _sources_table(stats: Stats) -> RenderableType:
+def _sources_table(stats: Stats) -> Table:
     tokens = max(sum(s.tokens for s in stats.sources.values()), 1)
     read = max(sum(s.read for s in stats.sources.values()), 1)
-    return _table(
+    return Table(
         "Sources",
         ["source", "documents", "tokens", "of all", "of what is read"],
         [
@@ -240,12 +231,12 @@ def _sources_table(stats: Stats) -> RenderableType:
     )
 
 
-def _shape_tables(stats: Stats) -> list[RenderableType]:
+def _shape_tables(stats: Stats) -> list[Table]:
     edges = 2 ** np.arange(int(stats.lengths[-1]).bit_length() + 1)
     found, _ = np.histogram(stats.lengths, edges)
     shown = list(zip(edges.tolist(), found.tolist(), strict=False))[int((found > 0).argmax()) :]
     middle = ", ".join(f"{q}%: {np.percentile(stats.lengths, q):,.0f}" for q in (5, 25, 50, 75, 95, 99))
-    lengths = _table(
+    lengths = Table(
         f"Tokens of a document: mean {stats.lengths.mean():,.0f}, longest {stats.lengths[-1]:,}; {middle}",
         ["tokens", "documents", "share", ""],
         [
@@ -255,7 +246,7 @@ def _shape_tables(stats: Stats) -> list[RenderableType]:
     )
     total = max(int(stats.counts.sum()), 1)
     half, most = stats.entries_for(0.5), stats.entries_for(0.99)
-    frequencies = _table(
+    frequencies = Table(
         f"Tokens: {half:,} of {len(stats.counts):,} entries make up half of the text, {most:,} make up 99%; "
         f"{stats.never_seen:.1%} never occur",
         ["most frequent", "times", "share", ""],
@@ -326,7 +317,7 @@ def _draw_sources(stats: Stats, axes: Axes) -> None:
         shares = 100 * values / max(values.sum(), 1)
         bars = axes.barh(np.arange(len(names)) + offset, shares, 0.38, color=colour, label=name)
         axes.bar_label(bars, [f"{share:.1f}%" for share in shares], padding=3, fontsize=8)
-    axes.set_yticks(np.arange(len(names)), names)
+    axes.set_yticks(np.arange(len(names)), names, parse_math=False)  # a name may hold two $
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.12)
     axes.set(xlabel="share (%)", title=f"Sources: {tokens.sum() / 1e6:,.1f} million tokens")

@@ -23,7 +23,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from leveret.config import Config
-from leveret.data.words import BLOCK, Hashes, Numbers, Words, blocks, longer, run_hashes
+from leveret.data.hashing import Hashes, Numbers
+from leveret.data.words import BLOCK, Words, blocks, longer, run_hashes
 
 NGRAM = 13
 SHORTEST = 5

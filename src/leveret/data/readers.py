@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from leveret.data.rows import (
-    CHUNK_BYTES,
+    MAX_BLOCK_BYTES,
     MAX_ROW_BYTES,
     Block,
     Drop,
@@ -221,7 +221,7 @@ def _group(file: Any, group: int, place: Place, first: int, drop: Drop) -> Itera
     try:
         columns = {column.path_in_schema: column for column in map(facts.column, range(facts.num_columns))}
         on_disk, unpacked = columns[place.column].total_compressed_size, columns[place.column].total_uncompressed_size
-        if unpacked > max(2 * CHUNK_BYTES, _BOMB * on_disk):
+        if unpacked > max(2 * MAX_BLOCK_BYTES, _BOMB * on_disk):
             raise ValueError(f"{on_disk} bytes that unpack to {unpacked} are no text")
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[place.column], use_threads=False):
             texts = batch.column(0)
@@ -266,7 +266,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read after row {number} ({damage(path, error)})") from error
 
 

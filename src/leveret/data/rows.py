@@ -13,8 +13,8 @@ from typing import Any
 from leveret.data.streams import BLOCK_BYTES, in_words, shown
 from leveret.errors import UserError
 
-CHUNK_BYTES = 16 << 20
-MAX_ROW_BYTES = CHUNK_BYTES - BLOCK_BYTES
+MAX_BLOCK_BYTES = 16 << 20
+MAX_ROW_BYTES = MAX_BLOCK_BYTES - BLOCK_BYTES
 
 Row = dict[str, Any]
 Drop = Callable[[str, str], None]
@@ -44,7 +44,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive raw rows, CHUNK_BYTES at most: lines of JSON as they are, or texts in UTF-8."""
+    """Consecutive raw rows, MAX_BLOCK_BYTES at most: lines of JSON as they are, or texts in UTF-8."""
 
     place: Place
     first: int

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -182,12 +182,23 @@ class ShardWriter:
             **facts,
             "splits": splits,
         }
-        (self.partial / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        manifest["manifest_sha256"] = _manifest_sha256(manifest)
+        (self.partial / "manifest.json").write_text(_as_json(manifest) + "\n", "utf-8")
         for path in self.partial.iterdir():
             flush(path)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.partial.rename(self.folder)
         flush(self.folder.parent)
+
+
+def _as_json(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, ensure_ascii=False)
+
+
+def _manifest_sha256(manifest: dict[str, Any]) -> str:
+    """The hash of a manifest but for this hash."""
+    rest = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    return hashlib.sha256(_as_json(rest).encode()).hexdigest()
 
 
 class TokenStore:
@@ -200,10 +211,12 @@ class TokenStore:
     def __init__(self, folder: Path, tokenizer_hash: str | None = None) -> None:
         self.folder = folder
         try:
-            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-        except (OSError, ValueError) as error:
+            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
+            known = self.manifest.get("format_version") == FORMAT_VERSION
+            self._hashes = {entry["name"]: entry["sha256"] for entry in _entries(self.manifest)} if known else {}
+        except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
             raise UserError(f"{folder} holds no readable manifest.json ({error}); prepare the data again") from None
-        if self.manifest.get("format_version") != FORMAT_VERSION:
+        if not known:
             raise UserError(f"{folder} has shards of another format version; prepare the data again")
         found = self.manifest.get("tokenizer")
         if tokenizer_hash is not None and found != tokenizer_hash:
@@ -218,17 +231,17 @@ class TokenStore:
         return TokenSplit(self.folder, self.manifest["splits"][name])
 
     def verify(self) -> list[str]:
-        """The files whose content is not what the manifest says."""
-        wrong = []
-        for entry in _entries(self.manifest["splits"].values()):
-            path = self.folder / entry["name"]
-            if not path.is_file() or file_sha256(path) != entry["sha256"]:
-                wrong.append(entry["name"])
-        return wrong
+        """The files whose content is not what the manifest says; the manifest itself, where its own hash differs."""
+        paths = {name: self.folder / name for name in self._hashes}
+        wrong = [n for n, path in paths.items() if not path.is_file() or file_sha256(path) != self._hashes[n]]
+        *_, (last, value) = self.manifest.items()
+        changed = last != "splits" and value != _manifest_sha256(self.manifest)  # older manifests have no hash
+        return wrong + ["manifest.json"] * changed
 
 
-def _entries(splits: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    for split in splits:
+def _entries(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a manifest says of each file."""
+    for split in manifest["splits"].values():
         yield from (split[key] for key in ("starts", "windows", "offsets") if key in split)
         for shard in split["shards"]:
             yield shard
@@ -248,8 +261,9 @@ class TokenSplit:
             try:
                 # As a plain array over the map: slices of np.memmap take several times as long to make.
                 return np.asarray(np.load(folder / entry["name"], mmap_mode="r", allow_pickle=False))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{folder / entry['name']} cannot be read ({error}); prepare the data again") from None
+            except (OSError, ValueError, EOFError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "damaged"
+                raise UserError(f"{folder / entry['name']} cannot be read ({reason}); prepare the data again") from None
 
         self.tokens: int = facts["tokens"]
         self.text_bytes: int = facts["text_bytes"]

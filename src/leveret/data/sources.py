@@ -20,21 +20,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from leveret.data.config import OriginConfig, SourceConfig
-from leveret.data.hub import RETRY, HubPiece, RetryConfig, hub_pieces, hub_rows
+from leveret.data.hub import RETRY, HubPiece, Log, RetryConfig, dataset_words, hub_pieces, hub_rows
 from leveret.data.readers import file_blocks
-from leveret.data.rows import CHUNK_BYTES as CHUNK_BYTES
-from leveret.data.rows import Block, Place, encoded, no_column, text_blocks, texts
-from leveret.data.rows import Drop as Drop
-from leveret.data.rows import Row as Row
+from leveret.data.rows import MAX_BLOCK_BYTES, Block, Drop, Place, Row, encoded, no_column, text_blocks, texts
 from leveret.data.rows import refuse as refuse
-from leveret.data.streams import KNOWN, file_format, shown
+from leveret.data.streams import KNOWN, file_format, in_words, shown
 from leveret.errors import UserError
 
-PART_BYTES = 4 << 20
+CHUNK_BYTES = 4 << 20
 """Raw rows of a chunk: enough for a worker to be busy with, and many chunks for each of many workers."""
 
-Log = Callable[[str], None]
-"""Told, in a line, of every failure of the network that reading outlived."""
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
@@ -51,8 +46,6 @@ class Document:
 
 
 Generators = Mapping[str, Callable[..., Iterable[Document]]]
-
-
 Read = Callable[[Drop, Log], Iterator[Block]]
 
 
@@ -74,7 +67,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive raw rows of a piece, PART_BYTES or one block of more."""
+    """Consecutive raw rows of a piece, CHUNK_BYTES or one block of more."""
 
     blocks: tuple[Block, ...]
 
@@ -118,7 +111,7 @@ def chunks(piece: Piece, drop: Drop, log: Log = _log.warning) -> Iterator[Chunk]
     held: list[Block] = []
     size = 0
     for block in piece.read(drop, log):
-        if held and size + block.memory > PART_BYTES:
+        if held and size + block.memory > CHUNK_BYTES:
             yield Chunk(tuple(held))
             held, size = [], 0
         held.append(block)
@@ -133,13 +126,18 @@ def read_chunk(chunk: Chunk, drop: Drop) -> Iterator[Document]:
 
 
 def documents(
-    config: SourceConfig, base_dir: Path, generators: Generators, drop: Drop = refuse, log: Log = _log.warning
+    config: SourceConfig,
+    base_dir: Path,
+    generators: Generators,
+    drop: Drop = refuse,
+    log: Log = _log.warning,
+    retry: RetryConfig = RETRY,
 ) -> Iterator[Document]:
     """The documents of one source, in order, read in this process.
 
     Raises UserError for whatever cannot be read, unless `drop` takes it, and at the end if there was no document.
     """
-    blocks = chain.from_iterable(piece.read(drop, log) for piece in pieces(config, base_dir, generators, log))
+    blocks = chain.from_iterable(piece.read(drop, log) for piece in pieces(config, base_dir, generators, log, retry))
     return not_empty(chain.from_iterable(_documents(block, drop) for block in blocks), "documents", config)
 
 
@@ -160,7 +158,7 @@ def describe(config: OriginConfig) -> str:
     """A few words that tell the user which source is meant."""
     return {
         "files": ", ".join(config.paths),
-        "hub": f"dataset '{config.name}'" + (f" ({config.subset})" if config.subset else ""),
+        "hub": dataset_words(config),
         "generated": f"generator '{config.generator}'",
     }[config.kind]
 
@@ -169,12 +167,12 @@ def describe(config: OriginConfig) -> str:
 
 
 def _runs(files: Iterable[Path]) -> Iterator[list[Path]]:
-    """Each file alone, but .txt files, of which there may be millions, together up to CHUNK_BYTES on disk."""
+    """Each file alone, but .txt files, of which there may be millions, together up to MAX_BLOCK_BYTES on disk."""
     run: list[Path] = []
     size = 0
     for file in files:
         alone, size = file_format(file) != ".txt", size + file.stat().st_size
-        if run and (alone or size > CHUNK_BYTES):
+        if run and (alone or size > MAX_BLOCK_BYTES):
             yield run
             run, size = [], file.stat().st_size
         run.append(file)
@@ -187,7 +185,7 @@ def _runs(files: Iterable[Path]) -> Iterator[list[Path]]:
 
 def _file_piece(run: Sequence[Path], base_dir: Path, column: str) -> Piece:
     labels = [label(file, base_dir) for file in run]
-    files = [(file, Place(_named(file, base_dir), name, column)) for file, name in zip(run, labels, strict=True)]
+    files = [(file, Place(named(file, base_dir), name, column)) for file, name in zip(run, labels, strict=True)]
     return Piece(labels[0], _and_more(labels), sum(file.stat().st_size for file in run), partial(_read_files, files))
 
 
@@ -268,7 +266,7 @@ def label(path: Path, base_dir: Path) -> str:
     return shown(path.relative_to(base_dir).as_posix() if path.is_relative_to(base_dir) else path.name)
 
 
-def _named(path: Path, base_dir: Path) -> str:
+def named(path: Path, base_dir: Path) -> str:
     """How a file is named to the user: like its label, but in full where it lies outside."""
     return label(path, base_dir) if path.is_relative_to(base_dir) else shown(str(path))
 
@@ -284,20 +282,28 @@ def find_files(paths: Sequence[str], base_dir: Path) -> list[Path]:
     for entry in chain.from_iterable([e] if (base_dir / e).exists() else e.split(",") for e in paths):
         if not entry.strip():
             raise UserError("an empty path among 'paths'; name a file, a folder or a glob")
-        pattern = Path(entry.strip()).expanduser()
-        path = base_dir / pattern
-        if path.is_file():
-            if file_format(path) is None:
-                raise UserError(f"{path}: unknown type of file; known are {KNOWN}")
-            found[path] = None
-            continue
-        if not path.is_dir() and not any(mark in entry for mark in "*?["):
-            raise UserError(f"{path}: no such file or folder")
-        matches = _files_below(path) if path.is_dir() else _glob(pattern, base_dir)
-        if not matches:
-            raise UserError(f"{path}: no file here that can be read (links out of it aside); known types are {KNOWN}")
-        found.update(dict.fromkeys(matches))
+        try:
+            found.update(dict.fromkeys(_entry_files(entry, base_dir)))
+        except UserError:
+            raise
+        except (ValueError, RuntimeError) as error:  # a glob like `**.txt`, a home of nobody
+            raise UserError(f"{entry}: {in_words(error)}") from error
     return list(found)
+
+
+def _entry_files(entry: str, base_dir: Path) -> list[Path]:
+    pattern = Path(entry.strip()).expanduser()
+    path = base_dir / pattern
+    if path.is_file():
+        if file_format(path) is None:
+            raise UserError(f"{path}: unknown type of file; known are {KNOWN}")
+        return [path]
+    if not path.is_dir() and not any(mark in entry for mark in "*?["):
+        raise UserError(f"{path}: no such file or folder")
+    matches = _files_below(path) if path.is_dir() else _glob(pattern, base_dir)
+    if not matches:
+        raise UserError(f"{path}: no file here that can be read (links out of it aside); known types are {KNOWN}")
+    return matches
 
 
 def _glob(pattern: Path, base_dir: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from leveret.data.hashing import mix
 from leveret.errors import UserError
 
 if TYPE_CHECKING:
@@ -211,7 +212,8 @@ def mixture(
     Args:
         sources: the windows of each.
         weights, epochs: of each source.
-        tokens: to draw in all; met to within half a window for each source.
+        tokens: to draw in all; met to within half a window for each source where windows are equally long, else in the
+            mean.
         seed: names the choice.
 
     Returns:
@@ -305,7 +307,7 @@ def permute(index: IntArray, size: int, key: int) -> IntArray:
     """Where each index in [0, size) goes under the permutation named by key.
 
     A four-round Feistel network over the next even number of bits, walked until it falls inside [0, size)
-    (Black and Rogaway, 2002); the round function is splitmix64's finaliser.
+    (Black and Rogaway, 2002); the round function is `mix`.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     low = np.uint64((1 << half) - 1)
@@ -314,7 +316,7 @@ def permute(index: IntArray, size: int, key: int) -> IntArray:
         left, right = value >> np.uint64(half), value & low
         for number in range(4):
             round_key = np.uint64((key * 4 + number + 1) * 0x9E3779B97F4A7C15 % 2**64)
-            left, right = right, left ^ (_mix(right + round_key) & low)
+            left, right = right, left ^ (mix(right + round_key) & low)
         return (left << np.uint64(half)) | right
 
     with np.errstate(over="ignore"):
@@ -322,9 +324,3 @@ def permute(index: IntArray, size: int, key: int) -> IntArray:
         while (outside := out >= size).any():
             out[outside] = once(out[outside])
     return out.astype(np.int64)
-
-
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))

@@ -18,16 +18,14 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
+from leveret.data.hashing import Hashes, Numbers, hash_spans
+
 Codes = npt.NDArray[np.uint32]
-Hashes = npt.NDArray[np.uint64]
-Numbers = npt.NDArray[np.int64]
 
 BLOCK = 1 << 15
 """Characters that are looked at together, so that their arrays (about 30 bytes each) stay in the caches."""
 
-_LETTER = 0xD6E8FEB86659FD93
 _WORD = 0x9E3779B97F4A7C15
-_MIX = np.uint64(0xBF58476D1CE4E5B9)
 _SEPARATOR = re.compile(r"(?!\w)[\x00-\xbf\u2000-\u206f\u3000-\u3020\uff00-\uff20]")
 """Spaces and punctuation of any script that can start a text anew: no marks that join the letter before them."""
 
@@ -42,7 +40,7 @@ class Words:
         np.not_equal(codes, 0, out=letter[1:-1])
         edges = np.flatnonzero(letter[1:] != letter[:-1])
         self._codes, self._starts, self._ends = codes, edges[0::2], edges[1::2]
-        self.hashes = _word_hashes(codes, self._starts, self._ends)
+        self.hashes = hash_spans(codes, self._starts, self._ends)
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -135,27 +133,6 @@ def _join(left: Hashes, size: int, right: Hashes, more: int) -> Hashes:
     """The hashes of all runs of size + more words, from those of all runs of `size` and of all runs of `more`."""
     count = max(len(right) - size, 0)
     return left[:count] * np.uint64(pow(_WORD, more, 1 << 64)) + right[size:]
-
-
-def _word_hashes(codes: Codes, starts: Numbers, ends: Numbers) -> Hashes:
-    """sum_i code_i B^i over each word's letters, modulo 2^64, with i counted from its start; then mixed.
-
-    The sums are differences of running ones, whose i counts from the start of the block: B is odd, and so can be
-    divided out.
-    """
-    size = max(BLOCK, 1 << len(codes).bit_length())
-    powers, inverses = _powers(_LETTER, size), _powers(pow(_LETTER, -1, 1 << 64), size)
-    sums = np.zeros(len(codes) + 1, np.uint64)
-    np.cumsum(codes * powers[: len(codes)], out=sums[1:])
-    hashes: Hashes = (sums[ends] - sums[starts]) * inverses[starts]
-    return (hashes ^ (hashes >> np.uint64(32))) * _MIX
-
-
-@lru_cache(maxsize=4)
-def _powers(base: int, count: int) -> Hashes:
-    powers = np.full(count, base, np.uint64)
-    powers[0] = 1
-    return np.multiply.accumulate(powers)
 
 
 # --- folding -------------------------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ class GopherQualityConfig(Config):
 class GopherRepetitionConfig(Config):
     """Drops texts that repeat themselves (Gopher, table A1).
 
-    What occurs again counts, its first occurrence does not. Shares of characters are without white space.
+    Of lines, paragraphs and runs of 5 words and more their first occurrence does not count. Of the most frequent run
+    each occurrence does, so that one that overlaps with itself may have a share of more than 1.
     """
 
     kind: Literal["gopher-repetition"] = "gopher-repetition"

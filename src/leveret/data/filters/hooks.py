@@ -24,7 +24,7 @@ def score(path: str, base_dir: Path) -> Callable[[str], float]:
         answer = _call(function, text, path)
         try:
             value = float(answer)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"'{path}' returned {answer!r:.60}; a score is a number") from error
         if isnan(value):
             raise UserError(f"'{path}' returned nan; a score is a number")

@@ -27,7 +27,9 @@ class Language(Measured):
         for code in config.languages:
             if code not in (known := self._identifier.labels):
                 near = "".join(f"; did you mean '{match}'?" for match in get_close_matches(code, known, 1, 0.5))
-                raise UserError(f"filter 'language': no language '{code}'{near} Known: {' '.join(sorted(known))}")
+                raise UserError(
+                    f"filter 'language': no language '{code}'{near or '.'} Known: {' '.join(sorted(known))}"
+                )
 
     def __call__(self, text: str) -> Result:
         ranked = self._rank(text)
