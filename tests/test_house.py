@@ -23,6 +23,7 @@ ORDER: list[set[str]] = [
     {"training"},
     {"posttraining"},
     {"evaluation"},
+    {"depth"},
     {"recipe"},
     {"rundir"},
     {"planning"},

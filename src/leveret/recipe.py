@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from leveret.config import Config
 from leveret.data.config import DataConfig
+from leveret.depth import expand_depth
 from leveret.errors import UserError
 from leveret.evaluation.config import EvaluateConfig
 from leveret.inference.config import SamplingConfig
@@ -21,6 +23,19 @@ from leveret.model.config import ModelConfig
 from leveret.posttraining.config import FinetuneConfig
 from leveret.tokenizer.config import TokenizerConfig
 from leveret.training.config import TrainingConfig
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers of YAML 1.2: PyYAML takes 1e-3 and 2e6 for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 class Recipe(Config):
@@ -101,13 +116,14 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> tuple[
         hint = f"did you mean {near[0]!r}?" if near else f"shipped are {', '.join(shipped)}"
         raise UserError(f"there is no recipe or file {name_or_path!r}; {hint}")
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = _read_yaml(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a recipe: it must be a mapping with keys such as name, tokenizer, model")
     for override in overrides or []:
         _apply(content, override)
+    expand_depth(content)
     return parse_recipe(content, str(path)), base
 
 
@@ -128,7 +144,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     try:
         for parent in parents:
             node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
-        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
+        node[int(last) if isinstance(node, list) else last] = _read_yaml(value)
     except (TypeError, ValueError, IndexError, AttributeError, yaml.YAMLError):
         raise UserError(f"override {override!r} does not name a place in the recipe") from None
 

@@ -105,6 +105,7 @@ def _train(
         console=run.console,
         recipe=(run.run / "recipe.yaml").read_text(encoding="utf-8"),
         probe=lambda step, trained: write_samples(run, trained, tokenizer, folder / "samples.md", step),
+        profile=run.profile,
     )
     if device.type == "cpu":
         keep_freed_memory()

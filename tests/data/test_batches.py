@@ -157,11 +157,47 @@ def test_empty_documents_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_in_order_covers_the_split_once(tmp_path: Path) -> None:
-    batches = Batches(counting(tmp_path / "s", 11), 4, LENGTH, seed=5)
+    """In batches of one shape, the last filled up with rows that nothing is learnt from."""
+    batches = Batches(counting(tmp_path / "s", 11), 4, LENGTH, seed=5, pad_id=PAD)
     for most in (None, 3, 100):
         every = list(batches.in_order(most))
-        assert [len(batch.inputs) for batch in every] == [4, 4, 3]
-        assert [row for batch in every for row in rows_of(batch)] == list(range(11))
+        assert [len(batch.inputs) for batch in every] == [4, 4, 4]
+        assert [row for batch in every for row in rows_of(batch)][:11] == list(range(11))
+        assert (every[2].inputs[3] == PAD).all()
+        assert (every[2].targets[3] == IGNORED).all()
+    (only,) = Batches(batches.split, 64, LENGTH).in_order()
+    assert len(only.inputs) == 11, "there is no other shape to be like"
+
+
+def test_what_is_learnt_from_is_counted_once(tmp_path: Path) -> None:
+    targets = torch.full((3, 4), IGNORED)
+    targets[0, 2], targets[1, 0], targets[2, 3] = 5, 6, 7
+    batch = Batch(torch.zeros_like(targets), targets)
+    counted = batch.counted()
+    assert counted.learnt is not None
+    assert (counted.weight, counted.learnt.tolist()) == (3, [2, 4, 11])
+    assert batch.learnt is not None
+    assert (batch.weight, batch.learnt.tolist()) == (3, [2, 4, 11])
+    targets[:] = 1  # after counting nobody looks again, as nobody could without waiting on a GPU
+    assert (counted.weight, counted.learnt.tolist()) == (3, [2, 4, 11])
+    assert batch.counted().learnt is None, "all are"
+
+
+@pytest.mark.parametrize(("multiple", "length"), [(1, 3), (2, 4), (5, 5), (6, 6), (12, None), (100, None)])
+def test_places_learnt_from_come_to_a_multiple(multiple: int, length: int | None) -> None:
+    targets = torch.full((3, 4), IGNORED)
+    targets[0, 0], targets[1, 0], targets[2, 3] = 5, 6, 7
+    learnt = Batch(torch.zeros_like(targets), targets).counted(multiple).learnt
+    if length is None:
+        assert learnt is None, "every position"
+    else:
+        assert learnt is not None
+        assert len(learnt) == length
+        assert learnt[:3].tolist() == [0, 4, 11]
+        assert (targets.flatten()[learnt[3:]] == IGNORED).all()
+    nothing = Batch(targets, torch.full_like(targets, IGNORED)).counted(multiple)
+    assert nothing.weight == 0
+    assert nothing.learnt is None if length is None else len(nothing.learnt) == multiple
 
 
 def test_in_order_spreads_a_few_batches(tmp_path: Path) -> None:

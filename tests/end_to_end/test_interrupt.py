@@ -21,7 +21,7 @@ SETTINGS = [
 
 def outcome(run: Path) -> tuple[list[dict[str, Any]], str, dict[str, str]]:
     """What must be equal: metrics but for the clock's, samples, and the hashes of the last checkpoint's tensors."""
-    clocks = {"tokens_per_second", "train_seconds"}
+    clocks = {"tokens_per_second", "train_seconds", "mfu", "peak_memory_bytes"}
     lines = (run / "pretrain" / "metrics.jsonl").read_text().splitlines()
     rows = [{key: value for key, value in json.loads(line).items() if key not in clocks} for line in lines]
     last = run / "pretrain" / "checkpoints" / f"step-{STEPS:08d}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from leveret.errors import UserError
-from leveret.hardware import peak
+from leveret.hardware import device, peak
 from leveret.hardware.device import device_name, environment, has_bfloat16, pick_device, pick_dtype
 from leveret.hardware.peak import peak_flops
 
@@ -28,7 +28,26 @@ def test_a_device_that_is_not_there_is_a_user_error(wanted: str) -> None:
 def test_dtype() -> None:
     assert pick_dtype("fp32", CPU) is torch.float32
     assert pick_dtype("bf16", CPU) is torch.bfloat16
+    assert pick_dtype("fp16", CPU) is torch.float16
+    assert pick_dtype("fp8", CPU) is torch.bfloat16  # around the blocks' float8
     assert pick_dtype("auto", CPU) is (torch.bfloat16 if has_bfloat16(CPU) else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "dtype"),
+    [
+        ("cuda", (9, 0), torch.bfloat16),
+        ("cuda", (8, 0), torch.bfloat16),
+        ("cuda", (7, 5), torch.float16),
+        ("mps", None, torch.float32),
+    ],
+)
+def test_auto_goes_by_what_the_hardware_multiplies_in(
+    monkeypatch: pytest.MonkeyPatch, kind: str, capability: tuple[int, int] | None, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(device, "has_bfloat16", has_bfloat16.__wrapped__)
+    assert pick_dtype("auto", torch.device(kind)) is dtype
 
 
 @pytest.mark.parametrize(
@@ -52,7 +71,15 @@ def test_a_measured_peak_is_one_that_the_machine_reaches() -> None:
 def test_a_known_device_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peak, "device_name", lambda device: "NVIDIA A100-SXM4-80GB")
     assert peak_flops.__wrapped__(CPU, torch.bfloat16) == (312e12, "datasheet")
-    assert peak_flops.__wrapped__(CPU, torch.float32)[1] == "measured"  # datasheets here are bfloat16's
+    assert peak_flops.__wrapped__(CPU, torch.float16) == (312e12, "datasheet")
+    assert peak_flops.__wrapped__(CPU, torch.float32)[1] == "measured"  # the table is of 16 bits
+
+
+def test_measuring_draws_no_random_numbers() -> None:
+    """A run that is resumed measures again, and must find its generator where it left it."""
+    before = torch.get_rng_state()
+    peak_flops.__wrapped__(CPU, torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_name_that_only_resembles_a_known_one_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,19 +106,20 @@ def test_one_token_at_a_time_from_the_first() -> None:
 
 def test_positions_and_masks() -> None:
     cache = new_cache(decoder(), rows=2)
-    positions, mask = cache.place(3)
+    positions, masks = cache.place(3)
     assert positions.tolist() == [[0, 1, 2], [0, 1, 2]]
-    assert mask is None, "causal order says it"
+    assert masks == (None, None), "causal order says it"
     cache.advance(torch.tensor([3, 1]))
-    positions, mask = cache.place(1)
+    positions, masks = cache.place(1)
     assert positions.tolist() == [[3], [1]]
-    assert mask is not None
-    assert mask[:, 0].tolist() == [[[True, True, True, True]], [[True, True, False, False]]]
+    assert isinstance(masks.everything, torch.Tensor)
+    assert masks.window is None
+    assert masks.everything[:, 0].tolist() == [[[True, True, True, True]], [[True, True, False, False]]]
     cache.clear()
-    assert cache.place(2)[1] is None
+    assert cache.place(2)[1] == (None, None)
     windowed = new_cache(decoder(sliding_window=2), rows=1)
-    _, mask = windowed.place(3)
-    assert mask is not None
+    mask = windowed.place(3)[1].window
+    assert isinstance(mask, torch.Tensor)
     assert mask[0, 0].tolist() == [[True, False, False], [True, True, False], [False, True, True]]
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from leveret.model.config import ModelConfig
-from leveret.model.decoder import Decoder, causal_mask
+from leveret.model.decoder import Decoder
+from leveret.model.masks import causal_mask
 from leveret.model.weights import to_disk
 
 
@@ -64,20 +65,45 @@ class Plain:
         if self.config.position != "rope":
             return head
         half = len(head) // 2
-        angles = torch.tensor([position / self.config.rope_theta ** (i / half) for i in range(half)]).double()
+        turning = range(round(half * self.config.rope_fraction))
+        angles = torch.zeros(half).double()
+        angles[: len(turning)] = torch.tensor([position / self.config.rope_theta ** (i / half) for i in turning])
         turned = torch.complex(head[:half], head[half:]) * torch.polar(torch.ones_like(angles), angles)
         return torch.cat([turned.real, turned.imag])
 
-    def attention(self, name: str, xs: list[Tensor]) -> list[Tensor]:
-        config, width = self.config, self.config.head_width
+    def values(self, layer: int, ids: list[int], x: list[Tensor]) -> list[list[Tensor]]:
+        """Of each token, each head's value, with what the token itself adds to it."""
+        name, width = f"layers.{layer}.self_attn", self.config.head_width
+        values = [list(self.linear(f"{name}.v_proj", each).split(width)) for each in x]
+        if f"model.value_embeds.{layer}.weight" in self.disk:
+            for token, mine, each in zip(ids, values, x, strict=True):
+                gates = self.weight(f"{name}.value_gate.weight") @ each[:32]
+                own = self.weight(f"value_embeds.{layer}.weight")[token].split(width)
+                mine[:] = [v + 2 / (1 + math.exp(-gate)) * e for v, gate, e in zip(mine, gates, own, strict=True)]
+        return values
+
+    def attention(self, layer: int, ids: list[int], xs: list[Tensor]) -> list[Tensor]:
+        config, width, name = self.config, self.config.head_width, f"layers.{layer}.self_attn"
         group = config.num_attention_heads // config.kv_heads
-        q, k, v = ([self.linear(f"{name}.{part}_proj", x).split(width) for x in xs] for part in "qkv")
+        q, k = ([self.linear(f"{name}.{part}_proj", x).split(width) for x in xs] for part in "qk")
+        v = self.values(layer, ids, xs)
+        if layer == 0:
+            self.first = v
+        elif config.value_residual:
+            mine, firsts = self.weight(f"{name}.value_mix")
+            v = [
+                [mine * a + firsts * b for a, b in zip(*pair, strict=True)] for pair in zip(v, self.first, strict=True)
+            ]
         outs = []
         for t in range(len(xs)):
             heads = []
             for head in range(config.num_attention_heads):
                 query = self.turn(q[t][head], t)
-                earlier = range(max(0, t + 1 - (config.sliding_window or t + 1)), t + 1)
+                letter = config.window_pattern[::-1][
+                    (config.num_hidden_layers - 1 - layer) % len(config.window_pattern)
+                ]
+                window = config.sliding_window if letter == "S" else None
+                earlier = range(max(0, t + 1 - (window or t + 1)), t + 1)
                 scores = [query @ self.turn(k[s][head // group], s) / math.sqrt(width) for s in earlier]
                 shares = torch.stack(scores).softmax(0)
                 heads.append(sum(share * v[s][head // group] for share, s in zip(shares, earlier, strict=True)))
@@ -99,10 +125,14 @@ class Plain:
         xs = [self.weight("embed_tokens.weight")[token] for token in ids]
         if self.config.position == "learned":
             xs = [x + self.weight("embed_positions.weight")[t] for t, x in enumerate(xs)]
+        start = xs
         for number in range(self.config.num_hidden_layers):
             layer = f"layers.{number}"
+            if self.config.residual_scales:
+                a, b = self.weight(f"{layer}.scales")
+                xs = [a * x + b * s for x, s in zip(xs, start, strict=True)]
             n1 = [self.norm(f"{layer}.input_layernorm", x) for x in xs]
-            attended = self.attention(f"{layer}.self_attn", n1)
+            attended = self.attention(number, ids, n1)
             if self.config.residual == "parallel-shared-norm":  # x + attn(n(x)) + mlp(n(x))
                 xs = [x + a + self.mlp(f"{layer}.mlp", n) for x, a, n in zip(xs, attended, n1, strict=True)]
                 continue
@@ -128,6 +158,10 @@ class Plain:
         {"position": "none", "norm": "layer", "mlp": "gelu", "attention_bias": True, "mlp_bias": True},
         {"mlp": "relu2", "num_key_value_heads": 2, "sliding_window": 3, "tie_word_embeddings": False},
         {"logit_softcap": 2.0, "rope_theta": 100.0, "norm_eps": 0.1},
+        {"rope_fraction": 0.5, "rope_layout": "interleaved", "sliding_window": 2, "window_pattern": "SL"},
+        {"value_embeddings": True, "num_hidden_layers": 3, "num_key_value_heads": 2},
+        {"value_residual": True, "residual_scales": True, "num_hidden_layers": 3, "value_embeddings": True},
+        {"sliding_window": 3, "window_pattern": "SSL", "num_hidden_layers": 5, "position": "learned"},
     ],
     ids=lambda knobs: ",".join(knobs),
 )
@@ -207,7 +241,10 @@ def test_initial_weights() -> None:
         assert state[f"layers.3.{name}.weight"].std() == pytest.approx(0.02 / 4, rel=0.1)  # 1 / sqrt(2 * 8 layers)
         assert not state[f"layers.3.{name}.bias"].any()
     assert torch.equal(state["norm.weight"], torch.ones(64))
-    level = Decoder(config.model_copy(update={"scale_residual_init": False})).state_dict()
+    still = Decoder(config.model_copy(update={"residual_init": "zero"}))
+    ids = some_ids(config)
+    assert torch.equal(still.hidden(ids), still.norm(still.embed_tokens(ids))), "every block begins as the identity"
+    level = Decoder(config.model_copy(update={"residual_init": "plain"})).state_dict()
     assert level["layers.3.mlp.down_proj.weight"].std() == pytest.approx(0.02, rel=0.1)
 
 

@@ -1,149 +1,42 @@
 """The loop as a whole: a tiny run, stopped and resumed, cut into micro-batches, measured against recorded losses."""
 
 import csv
-import io
+import gc
 import json
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from rich.console import Console
+from tiny_training import CPU, LENGTH, decoder, figures, losses, same, settings, trainer, weights
 from torch import Tensor
 
-from leveret.data.batches import Batch, Batches
-from leveret.data.shards import ShardWriter, TokenStore
-from leveret.data.windows import Windows, concatenated
+from leveret.data.batches import Batch
+from leveret.data.shards import TokenStore
 from leveret.errors import UserError
-from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.training import loop
-from leveret.training.checkpoint import find_checkpoint, steps_on_disk
-from leveret.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
-from leveret.training.loop import Interrupted, Trainer, train, train_step
+from leveret.training.checkpoint import steps_on_disk
+from leveret.training.config import OptimizerConfig, ScheduleConfig
+from leveret.training.loop import train, train_step
 from leveret.training.metrics import read_metrics
 from leveret.training.objective import NextToken, mean_loss
+from leveret.training.signals import Interrupted
 
-CPU = torch.device("cpu")
-VOCABULARY = 23
-LENGTH = 12
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 1, "rope_layout": "interleaved"},
     "gpt2": {"position": "learned", "norm": "layer", "mlp": "gelu", "attention_bias": True, "mlp_bias": True},
     "parallel": {"residual": "parallel-shared-norm", "mlp": "relu2", "qk_norm": True, "tie_word_embeddings": False},
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures would take most of a tiny run's time."""
-    monkeypatch.setattr(loop, "plot_training", lambda folder, title: None)
-
-
-def document(number: int, length: int) -> list[int]:
-    """A sequence with something to learn in it, made without any random generator."""
-    ids = [number % VOCABULARY]
-    for place in range(1, length):
-        ids.append((ids[-1] * 5 + number + (place * place) % 3) % VOCABULARY)
-    return ids
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    """Plain documents, and a masked split of rows of two documents each as fine-tuning has them."""
-    folder = tmp_path_factory.mktemp("shards")
-    writer = ShardWriter(folder / "plain", VOCABULARY, 400)
-    for number in range(90):
-        writer.add("train" if number % 6 else "validation", document(number, 10 + number % 7), 20)
-    writer.finish({n: concatenated(writer.starts(n), s.tokens, LENGTH) for n, s in writer.splits.items()}, {})
-    return TokenStore(folder / "plain")
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    folder = tmp_path_factory.mktemp("shards")
-    writer = ShardWriter(folder / "packed", VOCABULARY, 400, masked=True)
-    windows, start = [], 0
-    for row in range(40):
-        for length in (4 + row % 3, 5 + row % 2):
-            writer.add("train", document(row * 2 + length, length), 9, [i >= 2 for i in range(length)])
-        windows.append((start, 9 + row % 3 + row % 2))
-        start += windows[-1][1]
-    writer.finish({"train": Windows(np.asarray(windows))}, {})
-    return TokenStore(folder / "packed")
-
-
-def decoder(**knobs: Any) -> Decoder:
-    base = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-        "max_position_embeddings": LENGTH,
-        "initializer_range": 0.2,
-    }
-    torch.manual_seed(1)
-    return Decoder(ModelConfig.model_validate(base | knobs))
-
-
-def settings(**changes: Any) -> TrainingConfig:
-    fields: dict[str, Any] = {
-        "steps": 12,
-        "batch_size": 8,
-        "precision": "fp32",
-        "optimizer": OptimizerConfig(lr=0.01),
-        "schedule": ScheduleConfig(warmup_steps=2, min_lr=0.001),
-        "log_every": 1,
-        "eval_every": 4,
-        "seed": 3,
-    }
-    return TrainingConfig.model_validate(fields | changes)
-
-
-def trainer(folder: Path, store: TokenStore, config: TrainingConfig, **changes: Any) -> Trainer:
-    def batches(split: str) -> Batches:
-        return Batches(store.split(split), config.batch_size, LENGTH, config.seed, tell_documents=config.document_mask)
-
-    fields: dict[str, Any] = {
-        "label": "test",
-        "model": decoder(),
-        "objective": NextToken(),
-        "batches": batches("train"),
-        "validation": batches("validation") if "validation" in store.manifest["splits"] else None,
-        "config": config,
-        "folder": folder,
-        "device": CPU,
-        "console": Console(file=io.StringIO()),
-    }
-    return Trainer(**(fields | changes))
-
-
-def figures(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics but for what a clock says."""
-    clock = ("tokens_per_second", "train_seconds")
-    return [{key: value for key, value in row.items() if key not in clock} for row in read_metrics(folder)]
-
-
-def losses(folder: Path) -> list[float]:
-    return [row["loss"] for row in read_metrics(folder) if "loss" in row]
-
-
-def weights(folder: Path, step: int | None = None) -> dict[str, Tensor]:
-    found = find_checkpoint(folder / "checkpoints", step)
-    assert found is not None
-    return found.weights(decoder().config)
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 class Broken(Exception):
@@ -276,7 +169,7 @@ def test_gradients_are_clipped_together(tmp_path: Path, store: TokenStore, clip:
     gradient = {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
     run.model.zero_grad()
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
-    loss, norm = train_step(run, torch.optim.SGD(run.model.parameters(), lr=9.0), batch, 1.0)
+    loss, norm = train_step(run, torch.optim.SGD(run.model.parameters(), lr=9.0), run.micro_batches(batch), 1.0)
     wanted = math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
     assert float(norm) == pytest.approx(wanted, rel=1e-4)  # as it was before clipping
     assert float(loss) == pytest.approx(NextToken().loss(decoder(), batch).item() / batch.weight, abs=1e-5)
@@ -286,8 +179,13 @@ def test_gradients_are_clipped_together(tmp_path: Path, store: TokenStore, clip:
         assert parameter.grad is None
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path: Path, store: TokenStore, undisturbed: Path) -> None:
-    train(trainer(tmp_path, store, settings(gradient_checkpointing=True)))
+@pytest.mark.parametrize("kind", ["selective", "full", True])
+def test_gradient_checkpointing_changes_nothing(
+    tmp_path: Path, store: TokenStore, undisturbed: Path, kind: str | bool
+) -> None:
+    run = trainer(tmp_path, store, settings(gradient_checkpointing=kind))
+    train(run)
+    assert run.model.gradient_checkpointing == ("full" if kind is True else kind)
     assert losses(tmp_path) == pytest.approx(losses(undisturbed), abs=1e-6)
 
 
@@ -305,7 +203,10 @@ def test_metrics_validations_and_summary(tmp_path: Path, store: TokenStore) -> N
     trained = [row for row in rows if "loss" in row]
     assert [row["step"] for row in trained] == [1, 3, 6, 9, 10]
     assert all(row["tokens"] == row["step"] * 8 * LENGTH for row in trained)
-    assert trained[-1].keys() == {"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "train_seconds"}
+    assert trained[-1].keys() == {
+        "step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu", "train_seconds", "peak_memory_bytes"
+    }  # fmt: skip
+    assert all(row["mfu"] >= 0 and row["peak_memory_bytes"] > 1_000_000 for row in trained)
     validated = [row for row in rows if "validation_loss" in row]
     assert [(row["step"], row["exact"]) for row in validated] == [(4, 0.04), (8, 0.08), (10, 0.1)]
     assert run.validation is not None
@@ -321,6 +222,7 @@ def test_metrics_validations_and_summary(tmp_path: Path, store: TokenStore) -> N
     assert summary["peak_source"] in ("datasheet", "measured")
     assert summary["peak_memory_bytes"] > 1_000_000
     assert summary["dtype"] == "float32"
+    assert (summary["micro_batch_size"], summary["compiled"]) == (8, False)
     assert summary["format_version"] == 1
     json.dumps(summary)
     with (tmp_path / "metrics.csv").open() as file:
@@ -380,6 +282,52 @@ def test_spoilt_weights_are_never_saved(tmp_path: Path, store: TokenStore, spoil
         train(trainer(tmp_path, store, settings(log_every=50), objective=Spoilt(6, spoil)))
     assert steps_on_disk(tmp_path / "checkpoints") == [4]
     assert all(weight.isfinite().all() for weight in weights(tmp_path).values())
+
+
+def test_an_error_in_the_loader_is_the_runs(tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(tmp_path, store, settings())
+    batch = run.batches.batch
+
+    def broken(step: int) -> Batch:
+        if step == 6:
+            raise OSError("a shard is gone")
+        return batch(step)
+
+    monkeypatch.setattr(run.batches, "batch", broken)
+    with pytest.raises(OSError, match="a shard is gone"):
+        train(run)
+    assert losses(tmp_path)[-1] == pytest.approx(losses(tmp_path)[5]), "all steps before it were taken"
+    assert len(losses(tmp_path)) == 6
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+@pytest.mark.parametrize("at", [None, 7])
+def test_cycles_are_looked_for_in_pauses_only(tmp_path: Path, store: TokenStore, at: int | None) -> None:
+    """And Python's ways are its own again after the run, however it ended."""
+    on: list[bool] = []
+    collections: list[int] = []
+
+    def note(loss: Tensor) -> Tensor:
+        on.append(gc.isenabled())
+        collections.append(sum(generation["collections"] for generation in gc.get_stats()))
+        if at is not None:
+            raise Broken
+        return loss
+
+    class Every(Spoilt):
+        def loss(self, model: Decoder, batch: Batch) -> Tensor:
+            self.at = self.calls + 1
+            return super().loss(model, batch)
+
+    assert gc.isenabled()
+    with suppress(Broken):
+        train(trainer(tmp_path, store, settings(log_every=50), objective=Every(1, note)))
+    assert not any(on)
+    assert all(b == a for step, (a, b) in enumerate(pairwise(collections), 2) if (step - 1) % 4), "none in a step"
+    if at is None:
+        assert collections[-1] > collections[0], "but at validations"
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
 
 
 # --- recorded losses -----------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from leveret.errors import UserError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.training.checkpoint import find_checkpoint, save_checkpoint
@@ -37,10 +39,12 @@ def step(model: Decoder, optimizer: torch.optim.Optimizer, seed: int) -> float:
     return float(loss.detach())
 
 
-def muon(matrices: list[torch.nn.Parameter], rows: list[list[int]]) -> Muon:
+def muon(matrices: list[torch.nn.Parameter], rows: list[list[int]], **knobs: Any) -> Muon:
     other = torch.nn.Parameter(torch.zeros(1))
-    made = Muon(matrices, rows, torch.optim.AdamW([other]), lr_scale=1.0, momentum=0.9, weight_decay=0.1)
-    made.matrices["lr"] = 0.1
+    groups = [{"params": matrices, "lr_scale": 1.0}]
+    by_matrix = dict(zip(matrices, rows, strict=True))
+    made = Muon(groups, by_matrix, torch.optim.AdamW([other]), momentum=0.9, weight_decay=0.1, **knobs)
+    made.param_groups[0]["lr"] = 0.1
     return made
 
 
@@ -80,16 +84,71 @@ def test_only_the_matrices_of_blocks_are_muons() -> None:
     optimizer = make_optimizer(model, SETTINGS)
     assert isinstance(optimizer, Muon)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    mine = {names[p] for p in optimizer.matrices["params"]}
+    mine = {names[p] for group in optimizer.own for p in group["params"]}
     assert mine == {n for n, p in model.named_parameters() if n.startswith("layers.") and p.dim() == 2}
     everything = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(everything) == len(set(everything)) == len(list(model.parameters()))
 
 
-def test_training_continues_to_the_bit_from_a_checkpoint(tmp_path: Path) -> None:
+def test_neurons_that_always_move_far_are_held_back() -> None:
+    """NorMuon by hand: after two steps each row is divided by its root mean square, the whole keeps its size."""
     torch.manual_seed(0)
+    matrix = torch.nn.Parameter(torch.zeros(4, 6))
+    made = muon([matrix], [[4]], variance=0.5)
+    gradients = [torch.randn(4, 6), torch.randn(4, 6)]
+    momentum, mean, expected = torch.zeros(4, 6), None, torch.zeros(4, 6)
+    for gradient in gradients:
+        matrix.grad = gradient.clone()
+        made.step()
+        momentum = 0.9 * momentum + 0.1 * gradient
+        direction = orthogonalise((0.1 * gradient + 0.9 * momentum)[None])[0].float()
+        squares = direction.square().mean(1, keepdim=True)
+        mean = squares if mean is None else 0.5 * mean + 0.5 * squares
+        scaled = direction / mean.sqrt()
+        expected = expected * (1 - 0.1 * 0.1) - 0.1 * 0.2 * 6**0.5 * scaled * direction.norm() / scaled.norm()
+    assert torch.allclose(matrix.detach(), expected, atol=1e-3)
+
+
+def test_cautious_decay_shrinks_only_what_the_update_shrinks() -> None:
+    torch.manual_seed(0)
+    start, gradient = torch.randn(4, 6), torch.randn(4, 6)
+    moved = []
+    for cautious in (False, True):
+        matrix = torch.nn.Parameter(start.clone())
+        matrix.grad = gradient.clone()
+        muon([matrix], [[4]], cautious=cautious).step()
+        moved.append(matrix.detach())
+    towards_zero = (orthogonalise((0.1 * gradient + 0.9 * 0.1 * gradient)[None])[0] * start) > 0
+    difference = moved[1] - moved[0]  # what was not decayed
+    assert torch.allclose(difference, torch.where(towards_zero, 0, start * 0.1 * 0.1), atol=1e-6)
+    assert towards_zero.any()
+    assert not towards_zero.all()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_rates_of_named_parameters(kind: str) -> None:
+    """A parameter with the factor zero stays where it is, others move; the first pattern that matches counts."""
+    scales = {"layers.0.mlp.*": 1.0, "layers.0.*": 0.0, "embed_*": 0.0}
     model = Decoder(SHAPE)
-    optimizer = make_optimizer(model, SETTINGS)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    step(model, make_optimizer(model, OptimizerConfig(kind=kind, lr=1e-2, lr_scales=scales)), 0)
+    still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    assert still == {n for n in before if n.startswith(("embed_", "layers.0.")) and not n.startswith("layers.0.mlp")}
+
+
+def test_a_pattern_that_matches_nothing_is_a_mistake() -> None:
+    with pytest.raises(UserError, match=r"no parameter is called 'layer\.\*'"):
+        make_optimizer(Decoder(SHAPE), OptimizerConfig(lr_scales={"layer.*": 2.0}))
+
+
+@pytest.mark.parametrize(
+    "knobs", [{}, {"muon_variance": 0.95, "cautious_decay": True}, {"kind": "adamw"}, {"kind": "adamw8bit"}]
+)
+def test_training_continues_to_the_bit_from_a_checkpoint(tmp_path: Path, knobs: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    settings = SETTINGS.model_copy(update=knobs)
+    model = Decoder(SHAPE)
+    optimizer = make_optimizer(model, settings)
     losses = [step(model, optimizer, seed) for seed in range(4)]
     save_checkpoint(tmp_path, model, optimizer_state(model, optimizer), {"step": 4})
     straight = [step(model, optimizer, seed) for seed in range(4, 8)]
@@ -98,7 +157,7 @@ def test_training_continues_to_the_bit_from_a_checkpoint(tmp_path: Path) -> None
     assert found is not None
     again = Decoder(SHAPE)
     again.load_state_dict(found.weights(SHAPE))
-    resumed = make_optimizer(again, SETTINGS)
+    resumed = make_optimizer(again, settings)
     load_optimizer_state(again, resumed, found.optimizer())
     assert [step(again, resumed, seed) for seed in range(4, 8)] == straight
     assert losses[0] > 3.5

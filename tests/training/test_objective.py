@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from leveret.data.batches import IGNORED, Batch
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
+from leveret.training import cross_entropy
 from leveret.training.objective import NextToken, mean_loss
 
 CPU = torch.device("cpu")
@@ -63,6 +66,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "sliding_window": 3,
         "tie_word_embeddings": False,
         "num_key_value_heads": 1,
+    },
+    "our own": {
+        "value_embeddings": True,
+        "value_residual": True,
+        "residual_scales": True,
+        "rope_fraction": 0.5,
+        "sliding_window": 2,
+        "window_pattern": "SL",
+        "num_hidden_layers": 3,
     },
 }
 
@@ -128,13 +140,13 @@ def test_gradient_checkpointing_changes_no_gradient(name: str, tell: bool) -> No
 
     model.layers[0].register_forward_pre_hook(count)
     found = []
-    for recompute in (False, True):
+    for recompute in ("none", "selective", "full"):
         model.gradient_checkpointing = recompute
         found.append(gradients(model, NextToken().loss(model, batch)))
-    assert calls == 3, "once without, and with it once more in the backward pass"
-    plain, recomputed = found
-    assert plain.keys() == recomputed.keys()
-    assert all(torch.equal(plain[key], recomputed[key]) for key in plain)
+    assert calls == 5, "once without, and with it once more in the backward pass"
+    for recomputed in found[1:]:
+        assert found[0].keys() == recomputed.keys()
+        assert all(torch.equal(found[0][key], recomputed[key]) for key in recomputed)
 
 
 def test_the_loss_is_the_sum_of_minus_log_probabilities() -> None:
@@ -151,14 +163,60 @@ def test_the_loss_is_the_sum_of_minus_log_probabilities() -> None:
     assert NextToken().weight(batch) == learnt == 15
 
 
-def test_logits_are_made_only_where_something_is_learnt() -> None:
-    model, batch = decoder(), make_batch()
-    made: list[Tensor] = []
-    model.lm_head.register_forward_hook(lambda _, __, logits: made.append(logits))
-    with torch.no_grad():
-        NextToken().loss(model, batch)
-        assert made[0].shape == (15, model.config.vocabulary)
-        assert torch.equal(made[0], model(batch.inputs)[batch.targets != IGNORED])
+class Shapes(TorchDispatchMode):
+    """Notes the largest result whose last dimension is the vocabulary's."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.dim() == 2 and out.shape[1] == 7:
+            self.rows = max(self.rows, len(out))
+        return out
+
+
+@pytest.mark.parametrize("chunk", [100, 4])
+def test_logits_are_made_where_something_is_learnt_a_chunk_at_a_time(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cross_entropy.CHUNK_NUMBERS, "cpu", chunk * 7)
+    model, batch = decoder(hidden_size=4), make_batch()
+    for gradient in (False, True):
+        with Shapes() as shapes, torch.set_grad_enabled(gradient):
+            NextToken().loss(model, batch)
+        assert shapes.rows == min(chunk, 15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_chunked_equals_plain(cap: float | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradients, for chunks that do not divide the rows, with targets left out."""
+    monkeypatch.setitem(cross_entropy.CHUNK_NUMBERS, "cpu", 5 * 50)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(23, 16, generator=generator, requires_grad=True)
+    weight = torch.randn(50, 16, generator=generator, requires_grad=True)
+    targets = torch.randint(50, (23,), generator=generator)
+    targets[[2, 7, 22]] = IGNORED
+
+    def plain() -> Tensor:
+        logits = F.linear(hidden, weight).float()
+        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+
+    def chunked() -> Tensor:
+        return cross_entropy.linear_cross_entropy(hidden, weight, targets, IGNORED, cap)
+
+    results = []
+    for function in (plain, chunked):
+        with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+            loss = function()
+        results.append((loss, *torch.autograd.grad(loss / 20, (hidden, weight))))
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+        assert float(chunked()) == pytest.approx(float(results[1][0]), rel=1e-6)
+    close = 1e-5 if dtype is torch.float32 else 0.02
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype
+        assert (a - b).abs().max() < close * max(1, a.abs().max().item())
 
 
 def test_the_sum_is_made_in_float32_at_least() -> None:

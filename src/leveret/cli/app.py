@@ -34,6 +34,9 @@ Smoke = Annotated[
     bool, typer.Option("--smoke", help="Shrink everything: the whole way in a minute, to see that it works.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps, ...")]
+Profile = Annotated[
+    bool, typer.Option("--profile", help="Show where the time of training steps 5 to 10 goes; writes STAGE/profile/.")
+]
 CopyData = Annotated[bool, typer.Option("--copy-data", help="Keep the token shards inside the run directory.")]
 
 
@@ -46,6 +49,7 @@ def _open(
     smoke: bool = False,
     copy_data: bool = False,
     start_from: str | None = None,
+    profile: bool = False,
 ) -> Run:
     from rich.console import Console
 
@@ -58,7 +62,7 @@ def _open(
     if smoke:
         recipe = shrink(recipe, console)
     folder = run_dir or Path("runs") / recipe.name
-    return Run(recipe, base, folder, console, device, copy_data, start_from)
+    return Run(recipe, base, folder, console, device, copy_data, start_from, profile)
 
 
 @app.command()
@@ -69,9 +73,10 @@ def run(
     smoke: Smoke = False,
     device: Device = "auto",
     copy_data: CopyData = False,
+    profile: Profile = False,
 ) -> None:
     """Do every stage of a recipe that is not already done; leaves report.md in the run directory."""
-    work = _open(recipe, overrides, run_dir, device, smoke=smoke, copy_data=copy_data)
+    work = _open(recipe, overrides, run_dir, device, smoke=smoke, copy_data=copy_data, profile=profile)
     work.upto()
     speak.summary(work)
 
@@ -86,10 +91,14 @@ def prepare(
 
 @app.command()
 def pretrain(
-    recipe: RecipeName, overrides: Overrides = None, run_dir: RunDirectory = None, device: Device = "auto"
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    run_dir: RunDirectory = None,
+    device: Device = "auto",
+    profile: Profile = False,
 ) -> None:
     """Train a recipe's model from nothing, after what that needs. A stopped run goes on where it was."""
-    _open(recipe, overrides, run_dir, device).upto("pretrain")
+    _open(recipe, overrides, run_dir, device, profile=profile).upto("pretrain")
 
 
 @app.command()
@@ -103,6 +112,7 @@ def finetune(
     start_from: Annotated[
         str | None, typer.Option("--from", help="Fine-tune this model, RUN[/STAGE][@STEP], into a new run directory.")
     ] = None,
+    profile: Profile = False,
 ) -> None:
     """Train a base model on a recipe's examples, after what that needs."""
     from leveret.errors import UserError
@@ -114,13 +124,13 @@ def finetune(
     if start_from is None:
         if recipe is None:
             raise UserError("say which recipe to fine-tune, or which run with --from")
-        _open(recipe, overrides, run_dir, device).upto("finetune")
+        _open(recipe, overrides, run_dir, device, profile=profile).upto("finetune")
         return
     source, _, _ = find_run(start_from)
     if run_dir is None:
         run_dir = Path("runs") / f"{source.name}-finetuned"
-    work = _open(recipe or str(source / "recipe.yaml"), overrides, run_dir, device, start_from=start_from)
-    work.upto("finetune")
+    name = recipe or str(source / "recipe.yaml")
+    _open(name, overrides, run_dir, device, start_from=start_from, profile=profile).upto("finetune")
 
 
 @app.command()

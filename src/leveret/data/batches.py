@@ -10,8 +10,8 @@ B rows, T positions, K pieces.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -35,39 +35,69 @@ class Batch:
 
     inputs, targets: [B, T] int64; a target of -100 is not learnt from. positions, documents: [B, T] int64, the place
     of each token in its document and the document's number in its row; None where documents are not told apart.
+    is_counted, count, places: whether `counted` has found what `weight` and `learnt` answer, and that.
     """
 
     inputs: Tensor
     targets: Tensor
     positions: Tensor | None = None
     documents: Tensor | None = None
+    is_counted: bool = False
+    count: int = 0
+    places: Tensor | None = None
 
     @property
     def weight(self) -> int:
         """Targets that are learnt from."""
-        return int((self.targets != IGNORED).sum())
+        return self.count if self.is_counted else int((self.targets != IGNORED).sum())
 
     @property
     def learnt(self) -> Tensor | None:
         """Which of the B * T positions are learnt from, [N]; None where all are, or where to count them is to wait."""
-        if self.targets.device.type != "cpu":
-            return None
-        rows = (self.targets.flatten() != IGNORED).nonzero().squeeze(1)
-        return None if len(rows) == self.targets.numel() else rows
+        if not self.is_counted and self.targets.device.type == "cpu":
+            return self.counted().places
+        return self.places
+
+    def counted(self, multiple: int = 1) -> Batch:
+        """With weight and learnt known from here on, so that nothing waits for them on a device. Of a batch on a CPU.
+
+        Args:
+            multiple: learnt is made up to a multiple of this by naming, again and again, a position that is not learnt
+                from, so that compiled code meets few lengths. Where that comes to every position, learnt is None.
+        """
+        learnt = self.targets.numpy().ravel() != IGNORED
+        places = np.flatnonzero(learnt)
+        length = max(1, -(-len(places) // multiple)) * multiple
+        if length >= len(learnt):
+            return replace(self, is_counted=True, count=len(places), places=None)
+        filled = np.full(length, learnt.argmin())
+        filled[: len(places)] = places
+        return replace(self, is_counted=True, count=len(places), places=torch.from_numpy(filled))
 
     def split(self, rows: int) -> list[Batch]:
-        """Micro-batches of that many rows."""
+        """Micro-batches of that many rows, not counted yet."""
         parts = [None if t is None else t.split(rows) for t in (self.positions, self.documents)]
         return [
             Batch(inputs, targets, parts[0] and parts[0][i], parts[1] and parts[1][i])
             for i, (inputs, targets) in enumerate(zip(self.inputs.split(rows), self.targets.split(rows), strict=True))
         ]
 
-    def to(self, device: torch.device) -> Batch:
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+    def tensors(self) -> dict[str, Tensor]:
+        """Those there are, by field."""
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in every.items() if isinstance(value, Tensor)}
 
-        return Batch(self.inputs.to(device), self.targets.to(device), move(self.positions), move(self.documents))
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)
+
+    def pinned(self) -> Batch:
+        """In memory that a GPU copies from by itself."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device) -> Batch:
+        """On that device; for a copy out of pinned memory to a GPU nobody waits."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
 
 
 @lru_cache(maxsize=4)
@@ -135,6 +165,11 @@ class Batches:
     def steps_per_epoch(self) -> float:
         return len(self.split.windows) / self.batch_size
 
+    @property
+    def share(self) -> int:
+        """This rank's rows of a step's batch."""
+        return -(-self.batch_size // self.ranks)
+
     def place(self, step: int) -> int:
         """Where in the order the batch of a step stands: the step, moved on by the places skipped up to there.
 
@@ -152,20 +187,25 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """This rank's part of a step's batch."""
-        return self._part(self.windows_of(step))
+        return self._part(self.windows_of(step), self.batch_size)
 
     def in_order(self, most: int | None = None) -> Iterator[Batch]:
-        """This rank's part of the split once, or of `most` batches evenly spread over it; the last may be smaller."""
+        """This rank's part of the split once, or of `most` batches evenly spread over it.
+
+        All have as many rows, since compiled code is made for one shape: the last is filled up with empty ones.
+        """
         count = len(self.split.windows)
         chosen = np.arange(count)
         if most is not None and most * self.batch_size < count:
             chosen = np.linspace(0, count - 1, most * self.batch_size).astype(np.int64)
+        rows = min(len(chosen), self.batch_size)
         for start in range(0, len(chosen), self.batch_size):
-            yield self._part(chosen[start : start + self.batch_size])
+            yield self._part(chosen[start : start + self.batch_size], rows)
 
-    def _part(self, numbers: IntArray) -> Batch:
-        rows = -(-len(numbers) // self.ranks)
-        return self.of_windows(numbers[self.rank * rows : (self.rank + 1) * rows], rows)
+    def _part(self, numbers: IntArray, rows: int) -> Batch:
+        """This rank's share of a batch of these windows, filled up to that many rows for all ranks together."""
+        share = -(-rows // self.ranks)
+        return self.of_windows(numbers[self.rank * share : (self.rank + 1) * share], share)
 
     def of_windows(self, numbers: IntArray, rows: int | None = None) -> Batch:
         """The tensors of these windows, and of empty ones up to that many rows."""

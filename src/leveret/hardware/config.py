@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32", "fp8"]

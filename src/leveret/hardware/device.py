@@ -31,13 +31,20 @@ def pick_device(wanted: str = "auto") -> torch.device:
     return device
 
 
+DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""By precision. In fp8 the blocks' products are float8's (training/float8.py), and everything else bfloat16's."""
+
+
 def pick_dtype(wanted: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of the matrix products: bfloat16 where the hardware multiplies in it, else float32."""
-    if wanted == "fp32":
-        return torch.float32
-    if wanted == "bf16" or has_bfloat16(device):
+    """The dtype of the matrix products.
+
+    auto: bfloat16 where the hardware multiplies in it, float16 on a GPU that is older, else float32.
+    """
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if has_bfloat16(device):
         return torch.bfloat16
-    return torch.float32
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 @lru_cache(maxsize=8)

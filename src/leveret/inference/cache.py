@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from leveret.model.config import ModelConfig
+from leveret.model.masks import Masks
 
 
 class KeyValueCache:
@@ -27,11 +28,12 @@ class KeyValueCache:
         self.positions = self.lengths[:, None]
         self.used = 0
 
-    def place(self, tokens: int) -> tuple[Tensor, Tensor | None]:
+    def place(self, tokens: int) -> tuple[Tensor, Masks]:
         """Makes room for new tokens in every row.
 
         Returns:
-            Their positions [B, T], and which keys they see: bool [B, 1, T, S used], None where causal order says it.
+            Their positions [B, T], and which keys they see: bool [B, 1, T, S used] each, None where causal order says
+            it.
         """
         new = torch.arange(tokens, device=self.lengths.device)
         self.positions = self.lengths[:, None] + new
@@ -39,11 +41,11 @@ class KeyValueCache:
         self.used = int(self.lengths.max()) + tokens
         assert self.used <= self.capacity
         if first and self.window is None:
-            return self.positions, None
+            return self.positions, Masks(None, None)
         keys = torch.arange(self.used, device=self.lengths.device)
         distance = self.positions[:, None, :, None] - keys  # [B, 1, T, S]
         seen = distance >= 0
-        return self.positions, seen if self.window is None else seen & (distance < self.window)
+        return self.positions, Masks(seen, None if self.window is None else seen & (distance < self.window))
 
     def extend(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
         """Writes a layer's new keys and values; returns all up to the longest row [B, K, S used, D]."""

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from leveret.config import Config
 
+GATE_CHANNELS = 32
+"""Channels of a layer's input that decide how much it takes of a token's value embedding."""
+
 
 class ModelConfig(Config):
     """Every knob of the one decoder. The defaults are those of a Llama-shaped model."""
@@ -32,6 +35,8 @@ class ModelConfig(Config):
     """How a token's position enters: rotary (Su et al., 2021), a learned table, or not at all."""
     rope_theta: float = Field(10_000.0, gt=0)
     """Base of the rotary frequencies."""
+    rope_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of a head's pairs that rotate, the fastest ones; the others carry no position (1: all)."""
     rope_layout: Literal["half", "interleaved"] = "half"
     """Which dimensions rotate together: i and i + head_dim/2 (GPT-NeoX, Llama in transformers), or 2i and 2i+1
     (the paper). On disk weights are always in the half layout."""
@@ -55,10 +60,22 @@ class ModelConfig(Config):
     """Logits become cap * tanh(logits / cap) (Gemma 2)."""
     sliding_window: int | None = Field(None, gt=0)
     """A token attends to this many last tokens, itself among them. None: all."""
+    window_pattern: str = Field("S", pattern="^[SL]+$")
+    """Which layers have the sliding window: S (short) has it, L (long) sees all. Repeated downward from the last
+    layer, so that SSSL ends with a layer that sees all (Gemma 2 and 3)."""
+    value_residual: bool = False
+    """Each layer's values are mixed with the first layer's, by learned weights (ResFormer: Zhou et al., 2024)."""
+    value_embeddings: bool = False
+    """Every second layer, the last among them, adds a learned vector of the token to its values, weighed by a gate on
+    the first channels of its input (as nanochat).
+    Tables of vocab_size rows: many parameters, hardly any work."""
+    residual_scales: bool = False
+    """Before each layer the stream becomes a * stream + b * embedding, a and b learned, from 1 and 0."""
     initializer_range: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights."""
-    scale_residual_init: bool = True
-    """Projections into the residual stream start smaller by 1/sqrt(2 * layers) (GPT-2)."""
+    residual_init: Literal["scaled", "plain", "zero"] = "scaled"
+    """Projections into the residual stream start smaller by 1/sqrt(2 * layers) (GPT-2), like all others, or at zero, so
+    that every block begins as the identity."""
 
     @model_validator(mode="after")
     def _possible(self) -> ModelConfig:
@@ -74,6 +91,23 @@ class ModelConfig(Config):
         if self.position == "rope" and self.head_width % 2:
             raise ValueError(f"rope needs an even head width, and head_dim is {self.head_width}")
         return self
+
+    @property
+    def windowed(self) -> list[bool]:
+        """Of each layer, whether it has the sliding window."""
+        layers, pattern = self.num_hidden_layers, self.window_pattern
+        repeated = pattern * -(-layers // len(pattern))
+        return [self.sliding_window is not None and letter == "S" for letter in repeated[-layers:]]
+
+    @property
+    def value_embedded(self) -> list[bool]:
+        """Of each layer, whether it has value embeddings."""
+        last = self.num_hidden_layers - 1
+        return [self.value_embeddings and (last - layer) % 2 == 0 for layer in range(self.num_hidden_layers)]
+
+    @property
+    def gate_channels(self) -> int:
+        return min(GATE_CHANNELS, self.hidden_size)
 
     @property
     def kv_heads(self) -> int:

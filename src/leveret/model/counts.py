@@ -23,6 +23,10 @@ def count_parameters(config: ModelConfig) -> Parameters:
     fused, out = (heads + 2 * kv) * config.head_width, heads * config.head_width
     attention = hidden * fused + out * hidden + (fused + hidden) * config.attention_bias
     attention += 2 * config.head_width * config.qk_norm
+    tables = sum(config.value_embedded)
+    extras = tables * config.gate_channels * kv  # the gates
+    extras += 2 * config.num_hidden_layers * config.residual_scales
+    extras += 2 * (config.num_hidden_layers - 1) * config.value_residual
     first = config.intermediate_size * (2 if config.mlp == "swiglu" else 1)
     mlp = hidden * first + config.intermediate_size * hidden + (first + hidden) * config.mlp_bias
     norms = norm * (1 if config.residual == "parallel-shared-norm" else 2)
@@ -30,7 +34,8 @@ def count_parameters(config: ModelConfig) -> Parameters:
     head = 0 if config.tie_word_embeddings else embedding
     if config.position == "learned":
         embedding += config.max_position_embeddings * hidden
-    rest = config.num_hidden_layers * (attention + mlp + norms) + norm + head
+    embedding += tables * config.vocabulary * kv * config.head_width
+    rest = config.num_hidden_layers * (attention + mlp + norms) + extras + norm + head
     return Parameters(embedding + rest, embedding, rest)
 
 
@@ -44,7 +49,8 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
     attention = hidden * (config.num_attention_heads * 2 + config.kv_heads * 2) * width
     mlp = hidden * config.intermediate_size * (3 if config.mlp == "swiglu" else 2)
     matrices = config.num_hidden_layers * (attention + mlp) + config.vocabulary * hidden
-    window = min(config.sliding_window or sequence_length, sequence_length)
-    keys = window * (1 - (window - 1) / (2 * sequence_length)) if window < sequence_length else (window + 1) / 2
-    scores = config.num_hidden_layers * 2 * config.num_attention_heads * width * keys
+    every, window = (sequence_length + 1) / 2, min(config.sliding_window or sequence_length, sequence_length)
+    within = window * (1 - (window - 1) / (2 * sequence_length))
+    keys = sum(within if windowed else every for windowed in config.windowed)
+    scores = 2 * config.num_attention_heads * width * keys
     return int(6 * (matrices + scores))

@@ -6,15 +6,16 @@ Letters in names and comments:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 from leveret.model.config import ModelConfig
-from leveret.model.layers import MLP, Attention, KeyValueStore, make_norm, rope_table
+from leveret.model.layers import MLP, Attention, KeyValueStore, Look, make_norm, rope_table
+from leveret.model.masks import Masks, training_masks
 
 
 class Block(nn.Module):
@@ -28,22 +29,20 @@ class Block(nn.Module):
         if config.residual != "parallel-shared-norm":
             self.post_attention_layernorm = make_norm(config)
         self.mlp = MLP(config)
+        self.scales = nn.Parameter(torch.tensor([1.0, 0.0])) if config.residual_scales else None
 
-    def forward(
-        self,
-        x_BTC: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        cache: KeyValueStore | None,
-    ) -> Tensor:
+    def forward(self, x_BTC: Tensor, look: Look) -> tuple[Tensor, Tensor]:
+        """The stream after this layer, and the layer's values [B, K, T, D]."""
+        if self.scales is not None:
+            x_BTC = self.scales[0] * x_BTC + self.scales[1] * look.start
         normed = self.input_layernorm(x_BTC)
-        attended = self.self_attn(normed, rope, mask, cache)
+        attended, values = self.self_attn(normed, look)
         if self.residual == "parallel-shared-norm":
-            return x_BTC + attended + self.mlp(normed)  # type: ignore[no-any-return]
+            return x_BTC + attended + self.mlp(normed), values
         if self.residual == "parallel":
-            return x_BTC + attended + self.mlp(self.post_attention_layernorm(x_BTC))  # type: ignore[no-any-return]
+            return x_BTC + attended + self.mlp(self.post_attention_layernorm(x_BTC)), values
         x_BTC = x_BTC + attended
-        return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))  # type: ignore[no-any-return]
+        return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC)), values
 
 
 class Decoder(nn.Module):
@@ -60,7 +59,10 @@ class Decoder(nn.Module):
         if config.position == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
-        self.gradient_checkpointing = False
+        width = config.kv_heads * config.head_width
+        embedded = [str(i) for i, has in enumerate(config.value_embedded) if has]
+        self.value_embeds = nn.ModuleDict({i: nn.Embedding(config.vocabulary, width) for i in embedded})
+        self.gradient_checkpointing: Literal["none", "selective", "full"] = "none"
         self.norm = make_norm(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocabulary, bias=False)
         if config.tie_word_embeddings:
@@ -69,33 +71,42 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Normal(0, initializer_range); projections into the residual stream smaller by 1/sqrt(2 layers)."""
+        """Normal(0, initializer_range), ones for norms, zeros for biases; what leads into the stream by residual_init.
+
+        Learned scales and mixes keep what their layers gave them; gates start at zero, which is half open.
+        """
         std = self.config.initializer_range
-        residual = std / (2 * self.config.num_hidden_layers) ** 0.5 if self.config.scale_residual_init else std
+        into_stream = {
+            "scaled": std / (2 * self.config.num_hidden_layers) ** 0.5,
+            "plain": std,
+            "zero": 0.0,
+        }[self.config.residual_init]
         for name, parameter in self.named_parameters():
+            if name.endswith(("scales", "value_mix")):
+                continue
             if parameter.dim() == 1:
                 nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.ones_(parameter)
+            elif name.endswith("value_gate.weight"):
+                nn.init.zeros_(parameter)
             else:
-                into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(parameter, std=residual if into_stream else std)
+                leads_in = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(parameter, std=into_stream if leads_in else std)
 
     def forward(
         self,
         ids_BT: Tensor,
         positions_BT: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Masks | Tensor | None = None,
         cache: KeyValueStore | None = None,
-        rows: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, T, V] of the next token at every position; with rows, [rows, V] of these among the B * T."""
-        x_BTC = self.hidden(ids_BT, positions_BT, mask, cache)
-        return self.head(x_BTC if rows is None else x_BTC.flatten(0, 1).index_select(0, rows))
+        """Logits [B, T, V] of the next token at every position; the arguments are hidden's."""
+        return self.head(self.hidden(ids_BT, positions_BT, mask, cache))
 
     def hidden(
         self,
         ids_BT: Tensor,
         positions_BT: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Masks | Tensor | None = None,
         cache: KeyValueStore | None = None,
     ) -> Tensor:
         """The final, normed hidden states [B, T, C].
@@ -103,15 +114,17 @@ class Decoder(nn.Module):
         Args:
             ids_BT: token ids.
             positions_BT: position of each token; None counts from 0.
-            mask: which keys each token sees, bool, broadcasting to [B, H, T, S]; None is causal over all.
+            mask: which keys each token sees: one for all layers, bool, broadcasting to [B, H, T, S], or one for each
+                kind of layer; None is causal.
             cache: holds earlier keys and values. With it, positions and mask describe the new tokens, and a sliding
                 window is the mask's business.
         """
         tokens = ids_BT.shape[1]
         if positions_BT is None:
             positions_BT = torch.arange(tokens, device=ids_BT.device)[None]
-        if mask is None and cache is None and self.config.sliding_window is not None:
-            mask = causal_mask(positions_BT, self.config.sliding_window)
+        if mask is None and cache is None:
+            mask = training_masks(self.config, positions_BT, None)
+        masks = mask if isinstance(mask, Masks) else Masks(mask, mask)
         x_BTC = self.embed_tokens(ids_BT)
         rope = None
         if self.config.position == "learned":
@@ -120,12 +133,21 @@ class Decoder(nn.Module):
             cos, sin = rope_table(self.config, positions_BT.flatten())
             shape = (positions_BT.shape[0], 1, tokens, -1)
             rope = (cos.view(shape), sin.view(shape))  # [B or 1, 1, T, D/2]
-        for layer in self.layers:
-            if self.gradient_checkpointing and self.training:
-                x_BTC = checkpoint(layer, x_BTC, rope, mask, cache, use_reentrant=False)
-            else:
-                x_BTC = layer(x_BTC, rope, mask, cache)
+        start, first = x_BTC, None
+        for i, layer in enumerate(self.layers):
+            mask_i = masks.window if self.config.windowed[i] else masks.everything
+            values = self.value_embeds[str(i)](ids_BT) if str(i) in self.value_embeds else None
+            x_BTC, own = self._through(layer, x_BTC, Look(rope, mask_i, cache, start, values, first))
+            if self.config.value_residual and first is None:
+                first = own
         return self.norm(x_BTC)  # type: ignore[no-any-return]
+
+    def _through(self, layer: nn.Module, x_BTC: Tensor, look: Look) -> tuple[Tensor, Tensor]:
+        """One layer, whose activations are kept for the backward pass or made again in it."""
+        if not self.training or self.gradient_checkpointing == "none":
+            return layer(x_BTC, look)  # type: ignore[no-any-return]
+        keep = _keep_products if self.gradient_checkpointing == "selective" else noop_context_fn
+        return checkpoint(layer, x_BTC, look, use_reentrant=False, context_fn=keep)  # type: ignore[no-any-return]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states [..., C] -> [..., V]."""
@@ -133,6 +155,14 @@ class Decoder(nn.Module):
         if (cap := self.config.logit_softcap) is not None:
             logits = cap * torch.tanh(logits / cap)
         return logits
+
+
+def _keep_products() -> tuple[Any, Any]:
+    """Selective checkpointing: the results of costly products are kept, everything cheap is made again."""
+    aten = torch.ops.aten
+    kinds = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+    costly = [getattr(aten, f"_scaled_dot_product_{kind}").default for kind in kinds]
+    return create_selective_checkpoint_contexts([aten.mm.default, aten.addmm.default, *costly])  # type: ignore
 
 
 class _Undrawn(TorchFunctionMode):
@@ -148,22 +178,3 @@ def hollow_decoder(config: ModelConfig) -> Decoder:
     """The decoder on the meta device: shapes without memory or values, for weights to be put in."""
     with torch.device("meta"), _Undrawn():
         return Decoder(config)
-
-
-def causal_mask(positions_BT: Tensor, window: int | None = None, documents_BT: Tensor | None = None) -> Tensor:
-    """Which earlier token each token may see: bool [B or 1, 1, T, T].
-
-    Args:
-        positions_BT: ascending within a row; with documents, counted from 0 in each.
-        window: how many last tokens are seen, the token itself among them.
-        documents_BT: number of the document each token belongs to; tokens see their own document only.
-    """
-    tokens = positions_BT.shape[1]
-    order = torch.arange(tokens, device=positions_BT.device)
-    seen = order[:, None] >= order[None, :]  # [T, T]
-    if window is not None:
-        seen = seen & (order[:, None] - order[None, :] < window)
-    seen = seen[None, None]
-    if documents_BT is not None:
-        seen = seen & (documents_BT[:, None, :, None] == documents_BT[:, None, None, :])
-    return seen

@@ -6,7 +6,8 @@ Letters in names and comments:
 
 from __future__ import annotations
 
-from typing import Protocol
+from functools import cache as once
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,29 @@ from torch import Tensor, nn
 
 from leveret.model.config import ModelConfig
 
+if TYPE_CHECKING:
+    from leveret.model.masks import Mask
+
 
 class KeyValueStore(Protocol):
     """What attention needs of a cache: take this layer's new keys and values, give back all of them."""
 
     def extend(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Look(NamedTuple):
+    """What a block sees besides the stream.
+
+    rope: cosines and sines, broadcasting to [B, 1, T, D/2]. start: the embeddings [B, T, C]. values: the tokens' own
+    [B, T, K * D], in layers that have them. first: the first layer's values [B, K, T, D], where they are mixed in.
+    """
+
+    rope: tuple[Tensor, Tensor] | None
+    mask: Mask
+    cache: KeyValueStore | None
+    start: Tensor
+    values: Tensor | None
+    first: Tensor | None
 
 
 def make_norm(config: ModelConfig, width: int | None = None) -> nn.Module:
@@ -32,7 +51,11 @@ def rope_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position's angles (Su et al., 2021), each [positions, D/2] in float32."""
     width = config.head_width
     exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
-    angles = positions.float()[:, None] * config.rope_theta**-exponents
+    frequencies = config.rope_theta**-exponents
+    if config.rope_fraction < 1:
+        turning = round(len(frequencies) * config.rope_fraction)
+        frequencies = torch.cat((frequencies[:turning], torch.zeros_like(frequencies[turning:])))
+    angles = positions.float()[:, None] * frequencies
     return angles.cos(), angles.sin()
 
 
@@ -53,15 +76,34 @@ PLAIN_KEYS = 512
 """Most keys for which a CPU forms the whole matrix of scores: memory grows with their square."""
 
 
-def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None) -> Tensor:
+@once
+def _compiled_flex_attention() -> Any:
+    """FlexAttention is one kernel only when compiled; inside a compiled model it is anyway."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def _flex(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Any) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    alone = q_BHTD.device.type == "cuda" and not torch.compiler.is_compiling()
+    function = _compiled_flex_attention() if alone else flex_attention
+    grouped = q_BHTD.shape[1] > k_BKSD.shape[1]
+    return function(q_BHTD, k_BKSD, v_BKSD, block_mask=mask, enable_gqa=grouped)  # type: ignore[no-any-return]
+
+
+def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Mask) -> Tensor:
     """Attention with grouped keys and values, [B, H, T, D].
 
-    In bfloat16 on a CPU, plain matrix products are two to three times as fast as torch's kernel
-    (benchmarks/attention.py).
+    Blocks go to FlexAttention. In bfloat16 on a CPU, plain matrix products are two to three times as fast as torch's
+    kernel (benchmarks/attention.py).
 
     Args:
-        mask: which keys each token sees, bool, broadcasting to [B, 1, T, S]; None is causal over all.
+        mask: which keys each token sees: bool, broadcasting to [B, 1, T, S], or blocks; None is causal over all.
     """
+    if mask is not None and not isinstance(mask, Tensor):
+        return _flex(q_BHTD, k_BKSD, v_BKSD, mask)
     heads, kv_heads, tokens, keys = q_BHTD.shape[1], k_BKSD.shape[1], q_BHTD.shape[2], k_BKSD.shape[2]
     if q_BHTD.device.type != "cpu" or q_BHTD.dtype is not torch.bfloat16 or not 1 < tokens == keys <= PLAIN_KEYS:
         causal = mask is None and tokens > 1
@@ -92,27 +134,34 @@ class Attention(nn.Module):
             self.q_norm = nn.RMSNorm(self.width, eps=config.norm_eps)
             self.k_norm = nn.RMSNorm(self.width, eps=config.norm_eps)
         self.qk_norm = config.qk_norm
+        if config.value_embedded[layer]:
+            self.value_gate = nn.Linear(config.gate_channels, self.kv_heads, bias=False)
+        if config.value_residual and layer > 0:
+            self.value_mix = nn.Parameter(torch.tensor([0.5, 0.5]))
 
-    def forward(
-        self,
-        x_BTC: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        cache: KeyValueStore | None,
-    ) -> Tensor:
+    def forward(self, x_BTC: Tensor, look: Look) -> tuple[Tensor, Tensor]:
+        """The attended stream [B, T, C], and this layer's own values [B, K, T, D]."""
         batch, tokens, _ = x_BTC.shape
         qkv = self.qkv_proj(x_BTC).view(batch, tokens, -1, self.width).transpose(1, 2)
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)  # [B, H + K | K, T, D]
         if self.qk_norm:
             q, k = qk.to(self.q_norm.weight.dtype).split([self.heads, self.kv_heads], dim=1)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1).to(v.dtype)
-        if rope is not None:
-            qk = rotate(qk, *rope, self.layout)
+        if look.rope is not None:
+            qk = rotate(qk, *look.rope, self.layout)
         q, k = qk.split([self.heads, self.kv_heads], dim=1)
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # [B, K, S, D]
-        out_BHTD = attend(q, k, v, mask)
-        return self.o_proj(out_BHTD.transpose(1, 2).reshape(batch, tokens, -1))  # type: ignore[no-any-return]
+        if look.values is not None:
+            gate = 2 * torch.sigmoid(self.value_gate(x_BTC[..., : self.value_gate.in_features]))  # [B, T, K]
+            tokens_own = look.values.view(batch, tokens, self.kv_heads, self.width) * gate[..., None]
+            v = v + tokens_own.transpose(1, 2).to(v.dtype)
+        own = v
+        if look.first is not None:
+            mix = self.value_mix.to(v.dtype)
+            v = mix[0] * v + mix[1] * look.first
+        if look.cache is not None:
+            k, v = look.cache.extend(self.layer, k, v)  # [B, K, S, D]
+        out_BHTD = attend(q, k, v, look.mask)
+        return self.o_proj(out_BHTD.transpose(1, 2).reshape(batch, tokens, -1)), own
 
 
 class MLP(nn.Module):

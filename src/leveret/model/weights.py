@@ -40,7 +40,7 @@ def family(config: ModelConfig) -> str:
         and config.attention_bias
         and config.mlp_bias
         and config.kv_heads == config.num_attention_heads
-        and not config.qk_norm
+        and not (config.qk_norm or config.value_residual or config.value_embeddings or config.residual_scales)
     )
     return "gpt2" if gpt2 else "llama"
 

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from leveret.errors import UserError
-from leveret.hardware.device import pick_device, pick_dtype
+from leveret.hardware.device import pick_device
 from leveret.model.config import ModelConfig
 from leveret.model.counts import count_parameters, flops_per_token
-from leveret.planning.memory import inference_memory, training_memory
+from leveret.planning.memory import inference_memory, planned_memory
 from leveret.recipe import Recipe
 
 KNOWN_VOCABULARIES = {"gpt2": 50_257, "cl100k_base": 100_277}
@@ -33,7 +33,6 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     pretrain, length = recipe.pretrain, recipe.sequence_length
     tokens_a_step = pretrain.batch_size * length
     steps = pretrain.steps or (-(-pretrain.tokens // tokens_a_step) if pretrain.tokens else None)
-    width = pick_dtype(pretrain.precision, pick_device()).itemsize
     return {
         "format_version": 1,
         "name": recipe.name,
@@ -43,7 +42,7 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
         "pretraining_steps": steps,
         "pretraining_tokens": steps and steps * tokens_a_step,
         "memory_bytes": {
-            "training": training_memory(model, pretrain, length, width),
+            "training": planned_memory(model, pretrain, length, pick_device()),
             "inference": inference_memory(model),
         },
         "recipe": recipe.model_dump(mode="json"),

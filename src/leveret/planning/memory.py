@@ -1,38 +1,28 @@
-"""Estimates of memory, by part."""
+"""Estimates of memory, by part: of a recipe's training on a device, and of generation."""
 
 from __future__ import annotations
 
+import torch
+
+from leveret.hardware.device import pick_dtype
+from leveret.hardware.memory import available_memory
 from leveret.model.config import ModelConfig
 from leveret.model.counts import count_parameters
 from leveret.training.config import TrainingConfig
+from leveret.training.memory import fitting_rows, training_memory
 
 
-def training_memory(
-    model: ModelConfig, config: TrainingConfig, sequence_length: int, bytes_a_number: int
-) -> dict[str, int]:
-    """Bytes that training holds at its peak, by part.
+def planned_memory(model: ModelConfig, config: TrainingConfig, length: int, device: torch.device) -> dict[str, int]:
+    """training_memory with the micro-batch that the recipe names, or for auto with what would fit here now."""
+    dtype = pick_dtype(config.precision, device)
 
-    Weights, gradients and AdamW's two moments are float32. Activations are what the backward pass needs of each layer
-    (Korthikanti et al., 2022, without the attention matrix, which flash attention does not keep), in bytes_a_number
-    each; with gradient checkpointing only each layer's input and one whole layer. Logits are counted with their
-    float32 copy and its gradient.
-    """
-    total = count_parameters(model).total
-    tokens = (config.micro_batch_size or config.batch_size) * sequence_length
-    attention = (2 * model.num_attention_heads + 2 * model.kv_heads) * model.head_width
-    inner = model.intermediate_size * (4 if model.mlp == "swiglu" else 2)
-    layer = tokens * ((4 * model.hidden_size + attention + inner) * bytes_a_number + 4 * 2 * model.hidden_size)
-    inputs = tokens * model.hidden_size * 4
-    layers = model.num_hidden_layers
-    activations = layers * inputs + layer if config.gradient_checkpointing else layers * layer
-    parts = {
-        "weights": 4 * total,
-        "gradients": 4 * total,
-        "optimizer": 8 * total,
-        "activations": activations,
-        "logits": tokens * model.vocabulary * (bytes_a_number + 8),
-    }
-    return parts | {"total": sum(parts.values())}
+    def of(rows: int) -> dict[str, int]:
+        return training_memory(model, config, length, rows, dtype, device)
+
+    rows = config.micro_batch_size or config.batch_size
+    if rows == "auto":
+        rows = fitting_rows(config.batch_size, lambda rows: of(rows)["total"], available_memory(device))
+    return of(rows)
 
 
 def inference_memory(model: ModelConfig, bytes_a_number: int = 4, sequences: int = 1) -> dict[str, int]:

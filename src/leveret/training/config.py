@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from leveret.config import Config
 from leveret.hardware.config import Precision
+
+
+def _rows_or_auto(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value > 0):
+        return value
+    raise ValueError(f"give a number of rows or auto, not {value!r}")
+
+
+def _as_word(value: Any) -> Any:
+    """true and false, as older recipes say it, are full and none."""
+    return ("full" if value else "none") if isinstance(value, bool) else value
+
+
+MicroBatch = Annotated[int | Literal["auto"], BeforeValidator(_rows_or_auto)]
+Recompute = Annotated[Literal["none", "selective", "full"], BeforeValidator(_as_word)]
 
 
 class OptimizerConfig(Config):
@@ -16,8 +31,9 @@ class OptimizerConfig(Config):
     Matrices are decayed, norms and biases are not.
     """
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    """Muon (Jordan et al., 2024) learns more from a token; its updates are scaled to AdamW's size."""
+    kind: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """Muon (Jordan et al., 2024) learns more from a token; its updates are scaled to AdamW's size. adamw8bit keeps
+    AdamW's moments in a quarter of the memory (Dettmers et al., 2021)."""
     lr: float = Field(3e-4, gt=0)
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -30,8 +46,18 @@ class OptimizerConfig(Config):
     """muon: peak learning rate of the blocks' matrices. None: lr."""
     muon_momentum: float = Field(0.95, ge=0, lt=1)
     """muon: decay of the running mean of the gradient."""
+    muon_iterations: int = Field(5, gt=0)
+    """muon: Newton-Schulz iterations; 3 are nearly as good, and with small batches their time counts."""
+    muon_variance: float | None = Field(None, gt=0, lt=1)
+    """muon: decay of each neuron's mean square, by whose root its update is divided (NorMuon: Li et al., 2025). None:
+    not done."""
+    cautious_decay: bool = False
+    """muon: weight decay only where the update goes towards zero too (Chen et al., 2025)."""
     decay_embeddings: bool = True
     """Whether the embedding tables are decayed too."""
+    lr_scales: dict[str, float] = {}
+    """Factors on the learning rate of the parameters whose name matches, such as {"embed_tokens.*": 5, "layers.0.*":
+    0.5}; the first match counts, * stands for anything."""
 
 
 class ScheduleConfig(Config):
@@ -60,8 +86,9 @@ class TrainingConfig(Config):
     """Passes over the data; rounded up to whole steps."""
     batch_size: int = Field(16, gt=0)
     """Rows of a step."""
-    micro_batch_size: int | None = Field(None, gt=0)
-    """Rows of one forward and backward; a step accumulates as many as it needs. None: the whole batch at once."""
+    micro_batch_size: MicroBatch | None = None
+    """Rows of one forward and backward; a step accumulates as many as it needs. auto: as many as fit into the memory.
+    None: the whole batch at once."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -71,11 +98,14 @@ class TrainingConfig(Config):
     document_mask: bool = False
     """Keep the documents of a row from seeing each other. Fine-tuning always does."""
     precision: Precision = "auto"
-    """dtype of the matrix products. auto: bf16 where the hardware has it."""
-    compile: bool = False
-    """Compile the model; worth it in runs of more than a few minutes."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more work."""
+    """dtype of the matrix products. auto: bf16 where the hardware has it, fp16 with scaled gradients on older GPUs,
+    else fp32. fp8: the blocks' products in float8, on GPUs of capability 8.9 and later, with torchao."""
+    compile: Literal[True, False, "auto"] = "auto"
+    """Compile the model and its loss. auto: in runs that are long enough for it to pay. Where nothing can be compiled
+    the run goes on without."""
+    gradient_checkpointing: Recompute = "none"
+    """Activations made again in the backward pass instead of kept. full: all but the layers' inputs, least memory,
+    about a third more work. selective: all but the results of matrix products and attention."""
     deterministic: bool = False
     """Only deterministic kernels, so that resuming is exact on CUDA too."""
     seed: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,58 +14,94 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised, for the matrices; AdamW, given ready, for everything else.
 
-    A matrix of several fused projections is taken apart first: `rows` gives, for each matrix, the rows of each
-    projection. The update is scaled to the root mean square of AdamW's, 0.2 sqrt(max(rows, columns)) (Liu et al.,
-    2025), so that both take like learning rates and weight decay.
+    A matrix of several fused projections is taken apart first. The update is scaled to the root mean square of
+    AdamW's, 0.2 sqrt(max(rows, columns)) (Liu et al., 2025), so that both take like learning rates and weight decay.
+
+    Args:
+        groups: of matrices, each with its "lr_scale".
+        rows: for each matrix, the rows of each projection in it.
+        iterations: of Newton-Schulz.
+        variance: decay of each output neuron's mean square of the update, by whose root it is divided (NorMuon: Li et
+            al., 2025); None: not done.
+        cautious: decay only what the update makes smaller too (Chen et al., 2025).
     """
 
     def __init__(
         self,
-        matrices: list[nn.Parameter],
-        rows: list[list[int]],
-        rest: torch.optim.AdamW,
+        groups: list[dict[str, Any]],
+        rows: dict[nn.Parameter, list[int]],
+        rest: torch.optim.Optimizer,
         *,
-        lr_scale: float,
         momentum: float,
         weight_decay: float,
+        iterations: int = 5,
+        variance: float | None = None,
+        cautious: bool = False,
     ) -> None:
-        defaults = {"lr": 0.0, "lr_scale": lr_scale, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(matrices, defaults)
-        self.rows = dict(zip(matrices, rows, strict=True))
+        super().__init__(groups, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay})
+        self.rows, self.iterations = rows, iterations
+        self.variance, self.cautious = variance, cautious
+        self.own = list(self.param_groups)
         self.rest = rest
-        self.matrices = self.param_groups[0]
         self.param_groups += rest.param_groups
         rest.state = self.state
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        group = self.matrices
-        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}  # (projection, update), lying wide
-        for matrix in group["params"]:
-            momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
-            momentum.lerp_(matrix.grad, 1 - group["momentum"])
-            ahead = matrix.grad.lerp(momentum, group["momentum"])  # Nesterov's
-            matrix.mul_(1 - group["lr"] * group["weight_decay"])
-            rows = self.rows[matrix]
-            for part, update in zip(matrix.split(rows), ahead.split(rows), strict=True):
-                pair = (part.T, update.T) if part.shape[0] > part.shape[1] else (part, update)
-                alike.setdefault(pair[0].shape, []).append(pair)
-        for (_, width), pairs in alike.items():
-            directions = orthogonalise(torch.stack([update for _, update in pairs]))
-            for (part, _), direction in zip(pairs, directions, strict=True):
-                part.add_(direction.to(part.dtype), alpha=-group["lr"] * 0.2 * width**0.5)
+        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}  # (where the direction goes, update), lying wide
+        moves: list[tuple[nn.Parameter, Tensor, dict[str, Any]]] = []
+        for group in self.own:
+            for matrix in group["params"]:
+                momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
+                momentum.lerp_(matrix.grad, 1 - group["momentum"])
+                ahead = matrix.grad.lerp(momentum, group["momentum"])  # Nesterov's
+                direction = torch.empty_like(matrix)
+                moves.append((matrix, direction, group))
+                for place, update in zip(*(x.split(self.rows[matrix]) for x in (direction, ahead)), strict=True):
+                    pair = (place.T, update.T) if place.shape[0] > place.shape[1] else (place, update)
+                    alike.setdefault(pair[0].shape, []).append(pair)
+        for pairs in alike.values():
+            together = torch.stack([update for _, update in pairs])
+            for (place, _), found in zip(pairs, orthogonalise(together, self.iterations), strict=True):
+                place.copy_(found)
+        for matrix, direction, group in moves:
+            self._apply(matrix, direction, group["lr"], group["weight_decay"])
         self.rest.step()
 
+    def _apply(self, matrix: nn.Parameter, direction: Tensor, lr: float, weight_decay: float) -> None:
+        """Decays the matrix and moves it against the orthogonal directions of its projections."""
+        rows = self.rows[matrix]
+        if self.variance is not None:
+            squares = direction.square().mean(1, keepdim=True)  # of each output neuron
+            kept = self.state[matrix].setdefault("variance", squares.clone())
+            kept.lerp_(squares, 1 - self.variance)
+            for part, mean in zip(direction.split(rows), kept.split(rows), strict=True):
+                size = part.norm()
+                part.div_(mean.sqrt().add_(1e-8))
+                part.mul_(size / part.norm().clamp_min(1e-8))
+        if self.cautious:
+            matrix.sub_(matrix * (direction * matrix > 0), alpha=lr * weight_decay)
+        else:
+            matrix.mul_(1 - lr * weight_decay)
+        for part, update in zip(matrix.split(rows), direction.split(rows), strict=True):
+            part.add_(update, alpha=-lr * 0.2 * max(part.shape) ** 0.5)
 
-def orthogonalise(wide: Tensor, steps: int = 5) -> Tensor:
+
+def orthogonalise(wide: Tensor, iterations: int = 5) -> Tensor:
     """Nearly the closest matrices with orthonormal rows, by Newton-Schulz in bfloat16. [N, m, n], m <= n, to the same.
 
-    Many at once, because one of a small model is too little work to share among cores.
+    Many at once, because one of a small model is too little work to share among cores. The largest singular value is
+    brought near 1 by the root of the Gram matrix's norm, which is at hand and bounds it closer than the matrix's own
+    norm does: what is saved is about one iteration.
     """
     a, b, c = COEFFICIENTS
     x = wide.bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = torch.bmm(x, x.mT)
+    gram = torch.bmm(x, x.mT)
+    bound = gram.norm(dim=(1, 2), keepdim=True) + 1e-7
+    x, gram = x / bound.sqrt(), gram / bound
+    for number in range(iterations):
+        if number > 0:
+            gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x

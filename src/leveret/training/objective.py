@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from leveret.data.batches import IGNORED, Batch
-from leveret.model.decoder import Decoder, causal_mask
+from leveret.model.decoder import Decoder
+from leveret.model.masks import training_masks
+from leveret.training.cross_entropy import linear_cross_entropy
 
 
 class Objective(Protocol):
@@ -32,14 +33,25 @@ class NextToken:
         return batch.weight
 
     def loss(self, model: Decoder, batch: Batch) -> Tensor:
-        mask = None
+        masks = None
         if batch.documents is not None and batch.positions is not None:
-            mask = causal_mask(batch.positions, model.config.sliding_window, batch.documents)
+            masks = training_masks(model.config, batch.positions, batch.documents)
+        hidden = model.hidden(batch.inputs, batch.positions, masks).flatten(0, 1)
         rows, targets = batch.learnt, batch.targets.flatten()
-        logits = model(batch.inputs, batch.positions, mask, rows=rows).flatten(0, -2)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        targets = targets if rows is None else targets.index_select(0, rows)
-        return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        if rows is not None:
+            hidden, targets = hidden.index_select(0, rows), targets.index_select(0, rows)
+        return linear_cross_entropy(hidden, model.lm_head.weight, targets, IGNORED, model.config.logit_softcap)
+
+
+class Loss(torch.nn.Module):
+    """A model and its objective as one function of a batch, so that both are compiled as one."""
+
+    def __init__(self, model: Decoder, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.objective.loss(self.model, batch)
 
 
 @torch.no_grad()

@@ -2,47 +2,69 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from leveret.errors import UserError
 from leveret.model.decoder import Decoder
 from leveret.model.weights import projection_rows
+from leveret.training.adamw8bit import AdamW8bit
 from leveret.training.config import OptimizerConfig
 from leveret.training.muon import Muon
 
 
 def make_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer that the config names, over all parameters of the model."""
+    """The optimizer that the config names, over all parameters of the model.
+
+    Raises:
+        UserError: lr_scales names what the model does not have.
+    """
     named = dict(model.named_parameters())
-    if config.kind == "adamw":
+    for pattern in config.lr_scales:
+        if not any(fnmatchcase(name, pattern) for name in named):
+            raise UserError(
+                f"optimizer.lr_scales: no parameter is called {pattern!r}; there are {', '.join(named)[:200]}"
+            )
+    if config.kind != "muon":
         return _adamw(named, config)
     matrices = {name: p for name, p in named.items() if name.startswith("layers.") and p.dim() == 2}
-    rest = {name: p for name, p in named.items() if name not in matrices}
+    own: dict[float, list[nn.Parameter]] = {}
+    for name, matrix in matrices.items():
+        own.setdefault(_scale(name, config), []).append(matrix)
+    peak = (config.muon_lr or config.lr) / config.lr
     return Muon(
-        list(matrices.values()),
-        [projection_rows(name, parameter.shape[0], model.config) for name, parameter in matrices.items()],
-        _adamw(rest, config),
-        lr_scale=(config.muon_lr or config.lr) / config.lr,
+        [{"params": some, "lr_scale": peak * scale} for scale, some in own.items()],
+        {p: projection_rows(name, p.shape[0], model.config) for name, p in matrices.items()},
+        _adamw({name: p for name, p in named.items() if name not in matrices}, config),
         momentum=config.muon_momentum,
         weight_decay=config.weight_decay,
+        iterations=config.muon_iterations,
+        variance=config.muon_variance,
+        cautious=config.cautious_decay,
     )
 
 
-def _adamw(named: dict[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW in two groups: matrices with weight decay, and the rest (norms, biases, perhaps tables) without."""
-    decayed: list[nn.Parameter] = []
-    level: list[nn.Parameter] = []
+def _scale(name: str, config: OptimizerConfig) -> float:
+    return next((scale for pattern, scale in config.lr_scales.items() if fnmatchcase(name, pattern)), 1.0)
+
+
+def _adamw(named: dict[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW in groups of equal weight decay and rate: matrices decay; norms, biases and perhaps tables do not."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named.items():
-        is_table = name.startswith("embed_")
-        decay = parameter.dim() > 1 and (config.decay_embeddings or not is_table)
-        (decayed if decay else level).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": level, "weight_decay": 0.0},
+        decays = parameter.dim() > 1 and (config.decay_embeddings or "embed" not in name)
+        key = (config.weight_decay if decays else 0.0, _scale(name, config))
+        groups.setdefault(key, []).append(parameter)
+    settings: list[dict[str, Any]] = [
+        {"params": some, "weight_decay": decay, "lr_scale": scale} for (decay, scale), some in groups.items()
     ]
+    if config.kind == "adamw8bit":
+        return AdamW8bit(settings, lr=config.lr, betas=config.betas, eps=config.eps)
     fused = next(iter(named.values())).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.AdamW(settings, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

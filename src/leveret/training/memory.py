@@ -1,0 +1,102 @@
+"""What a training step holds in memory, by part, from shapes alone; and how many rows of it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from leveret.model.config import ModelConfig
+from leveret.model.counts import count_parameters
+from leveret.model.decoder import hollow_decoder
+from leveret.model.layers import PLAIN_KEYS
+from leveret.training.config import OptimizerConfig, TrainingConfig
+from leveret.training.cross_entropy import chunk_rows
+
+MUON_WORK = 18
+"""Bytes that a step of Muon takes for each number it updates: the update and its stacks in float32 and bfloat16."""
+USABLE = 0.85
+"""Share of the memory there is that an estimate may come to: estimates err, and allocators waste."""
+
+
+def training_memory(
+    model: ModelConfig, config: TrainingConfig, length: int, rows: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, int]:
+    """Bytes that training holds at its peak, by part, for micro-batches of that many rows.
+
+    Weights, gradients and the optimizer's moments are float32; `copies` are the weights cast to the products' dtype.
+    Logits exist for one chunk of rows at a time, several times over, beside the head's gradient and that of the hidden
+    states. `update` is what Muon works on when activations are gone, as far as it is more than those. Compiled code
+    keeps less.
+    """
+    total = count_parameters(model).total
+    matrices = _block_matrices(model) if config.optimizer.kind == "muon" else 0
+    chunk = min(chunk_rows(model.vocabulary, device.type), rows * length)
+    head = model.vocabulary * model.hidden_size
+    kept = activation_bytes(model, length, dtype, device, "none")
+    layers = model.num_hidden_layers * activation_bytes(model, length, dtype, device, config.gradient_checkpointing)
+    parts = {
+        "weights": 4 * total,
+        "gradients": 4 * total,
+        "optimizer": optimizer_bytes(model, config.optimizer),
+        "copies": 0 if dtype is torch.float32 else dtype.itemsize * total,
+        "activations": rows * length * (layers + kept),
+        "logits": chunk * model.vocabulary * (12 + dtype.itemsize) + 4 * head + rows * length * 8 * model.hidden_size,
+    }
+    parts["update"] = max(0, MUON_WORK * matrices - parts["copies"] - parts["activations"] - parts["logits"])
+    return parts | {"total": sum(parts.values())}
+
+
+def activation_bytes(model: ModelConfig, length: int, dtype: torch.dtype, device: torch.device, recompute: str) -> int:
+    """Bytes that a layer keeps of a token for its backward pass.
+
+    Counted over the tensors that autograd saves (as Korthikanti et al., 2022, do for another block): the stream and
+    norms in float32, the products' inputs in dtype. Attention's matrix is kept only where a CPU forms it.
+    """
+    width, hidden = dtype.itemsize, model.hidden_size
+    if recompute == "full":
+        return 4 * hidden
+    q, kv = model.num_attention_heads * model.head_width, model.kv_heads * model.head_width
+    inner = model.intermediate_size
+    if recompute == "selective":
+        products = q + 2 * kv + q + hidden + inner * (2 if model.mlp == "swiglu" else 1) + hidden
+        return 4 * hidden + width * products
+    norms = 1 if model.residual == "parallel-shared-norm" else 2
+    norm = (8 if model.norm == "rms" else 4) * hidden + width * hidden
+    rotated = q + kv if model.position == "rope" else 0
+    attention = width * (q + 2 * kv + rotated + q)
+    if device.type == "cpu" and dtype is torch.bfloat16 and length <= PLAIN_KEYS:
+        attention += width * (model.num_attention_heads * length + 2 * (q - kv))
+    return norms * norm + attention + width * inner * (4 if model.mlp == "swiglu" else 2)
+
+
+def optimizer_bytes(model: ModelConfig, config: OptimizerConfig) -> int:
+    """AdamW keeps two moments of every parameter, in 8 bits a quarter of that; Muon one of the blocks' matrices."""
+    total = count_parameters(model).total
+    if config.kind == "adamw8bit":
+        return 2 * total
+    return 8 * total - (4 * _block_matrices(model) if config.kind == "muon" else 0)
+
+
+def _block_matrices(model: ModelConfig) -> int:
+    """Numbers in the matrices of the blocks, which are Muon's."""
+    named = hollow_decoder(model).named_parameters()
+    return sum(parameter.numel() for name, parameter in named if name.startswith("layers.") and parameter.dim() == 2)
+
+
+def cuts(batch_size: int) -> Iterator[int]:
+    """Rows of the micro-batches if a batch is cut into 1, 2, 4, ... as even as can be, down to single rows."""
+    parts = 1
+    while True:
+        rows = -(-batch_size // parts)
+        yield rows
+        if rows == 1:
+            return
+        parts *= 2
+
+
+def fitting_rows(batch_size: int, needed: Callable[[int], int], available: int | None) -> int:
+    """The largest cut of a batch of which `needed` bytes are usable; 1 if none is, the whole batch if nobody knows."""
+    if available is None:
+        return batch_size
+    return next((rows for rows in cuts(batch_size) if needed(rows) <= available * USABLE), 1)
