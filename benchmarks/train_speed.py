@@ -132,6 +132,10 @@ class Contestant:
         self.process.start()
         theirs.close()
 
+    def tell(self, steps: int) -> None:
+        with suppress(OSError):  # it is no more, as hear() will find
+            self.pipe.send(steps)
+
     def hear(self) -> bool:
         """Takes the next answer in; False, and one line said, where the contestant gave up."""
         try:
@@ -146,12 +150,11 @@ class Contestant:
         return "error" not in answer
 
     def turn(self, steps: int) -> bool:
-        self.pipe.send(steps)
+        self.tell(steps)
         return self.hear()
 
     def end(self) -> None:
-        with suppress(OSError):
-            self.pipe.send(0)
+        self.tell(0)
         self.process.join()
 
 

@@ -96,7 +96,7 @@ def _train(
     trainer = Trainer(
         label=stage,
         model=model,
-        objective=NextToken(),
+        objective=NextToken(config.loss_kernel),
         batches=batches,
         validation=validation,
         config=config,

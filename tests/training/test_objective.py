@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leveret.data.batches import IGNORED, Batch
+from leveret.errors import UserError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.training import cross_entropy
@@ -217,6 +218,11 @@ def test_chunked_equals_plain(cap: float | None, dtype: torch.dtype, monkeypatch
     for a, b in zip(*results, strict=True):
         assert a.dtype == b.dtype
         assert (a - b).abs().max() < close * max(1, a.abs().max().item())
+
+
+def test_ligers_kernel_needs_a_gpu() -> None:
+    with pytest.raises(UserError, match="needs a GPU"):
+        NextToken("liger").loss(decoder(), make_batch())
 
 
 def test_the_sum_is_made_in_float32_at_least() -> None:

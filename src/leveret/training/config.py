@@ -103,6 +103,9 @@ class TrainingConfig(Config):
     compile: Literal[True, False, "auto"] = "auto"
     """Compile the model and its loss. auto: in runs that are long enough for it to pay. Where nothing can be compiled
     the run goes on without."""
+    loss_kernel: Literal["chunked", "liger"] = "chunked"
+    """What makes the loss out of hidden states: our own way, a chunk at a time, or Liger's Triton kernel on a GPU (Hsu et
+    al., 2024), which is untried."""
     gradient_checkpointing: Recompute = "none"
     """Activations made again in the backward pass instead of kept. full: all but the layers' inputs, least memory,
     about a third more work. selective: all but the results of matrix products and attention."""

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leveret.errors import UserError
+
 CHUNK_NUMBERS = {"cpu": 2**24, "cuda": 2**26, "mps": 2**24}
 """Most logits that exist at once, by device: enough to keep the device busy, little beside the rest."""
 
@@ -43,6 +45,25 @@ def linear_cross_entropy(
         logits = _logits(hidden, weight, softcap)
         total = total + F.cross_entropy(logits, targets, ignore_index=ignored, reduction="sum")
     return total
+
+
+def liger_cross_entropy(
+    hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, ignored: int, softcap: float | None = None
+) -> Tensor:
+    """The same by Liger's Triton kernel, on a GPU.
+
+    Raises:
+        UserError: there is no GPU, or liger-kernel is not installed.
+    """
+    if hidden_NC.device.type != "cuda":
+        raise UserError(f"loss_kernel liger needs a GPU, and the device is {hidden_NC.device.type}; use chunked")
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError:
+        raise UserError("loss_kernel liger needs liger-kernel: pip install 'leveret[gpu]'") from None
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden_NC.dtype
+    kernel = LigerFusedLinearCrossEntropyLoss(ignore_index=ignored, reduction="sum", softcap=softcap)
+    return kernel(weight_VC.to(dtype), hidden_NC.to(dtype), targets_N).float()  # type: ignore[no-any-return]
 
 
 def _logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from leveret.data.batches import IGNORED, Batch
 from leveret.model.decoder import Decoder
 from leveret.model.masks import training_masks
-from leveret.training.cross_entropy import linear_cross_entropy
+from leveret.training.cross_entropy import liger_cross_entropy, linear_cross_entropy
 
 
 class Objective(Protocol):
@@ -27,7 +27,15 @@ class Objective(Protocol):
 
 
 class NextToken:
-    """Cross-entropy of the next token, in nats, summed over the targets that are learnt from."""
+    """Cross-entropy of the next token, in nats, summed over the targets that are learnt from.
+
+    kernel: what computes it from the hidden states and the head.
+    """
+
+    KERNELS = {"chunked": linear_cross_entropy, "liger": liger_cross_entropy}
+
+    def __init__(self, kernel: str = "chunked") -> None:
+        self.kernel = self.KERNELS[kernel]
 
     def weight(self, batch: Batch) -> int:
         return batch.weight
@@ -40,7 +48,7 @@ class NextToken:
         rows, targets = batch.learnt, batch.targets.flatten()
         if rows is not None:
             hidden, targets = hidden.index_select(0, rows), targets.index_select(0, rows)
-        return linear_cross_entropy(hidden, model.lm_head.weight, targets, IGNORED, model.config.logit_softcap)
+        return self.kernel(hidden, model.lm_head.weight, targets, IGNORED, model.config.logit_softcap)
 
 
 class Loss(torch.nn.Module):
