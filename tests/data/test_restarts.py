@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,17 +115,28 @@ def test_what_is_there_is_not_made_again(
     assert prepare(corpus, tokenizer, tmp_path / "shards", workers=1) == undisturbed
 
 
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [flipped, lambda _: b"", lambda content: content[:-30]], ids=["bit", "empty", "short"]
+)
 def test_a_damaged_part_is_named_and_made_again(
-    corpus: Path, tokenizer: Tokenizer, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path,
+    tokenizer: Tokenizer,
+    undisturbed: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[bytes], bytes],
 ) -> None:
     monkeypatch.setattr("leveret.data.prepare.merge", lambda *_: (_ for _ in ()).throw(UserError("stopped")))
     with pytest.raises(UserError, match="stopped"):
         prepare(corpus, tokenizer, tmp_path / "shards", workers=1)
     monkeypatch.undo()
     part = sorted(tmp_path.glob("shards.parts-*/*/*.npz"))[-1]
-    content = bytearray(part.read_bytes())
-    content[len(content) // 2] ^= 1
-    part.write_bytes(content)
+    part.write_bytes(damage(part.read_bytes()))
     with pytest.raises(UserError, match=f"{part.name} is damaged"):
         prepare(corpus, tokenizer, tmp_path / "shards", workers=1)
     assert prepare(corpus, tokenizer, tmp_path / "shards", workers=1) == undisturbed

@@ -62,6 +62,11 @@ def manifest(project: Path) -> dict:
     )
 
 
+def test_strict_stops_at_the_first_row_that_cannot_be_read(project: Path, leveret: Command) -> None:
+    done = leveret("prepare", "web.yaml", "--run-dir", "strict", "--copy-data", "--strict", cwd=project, exit_code=2)
+    assert "a.jsonl:6: " in done.stderr
+
+
 def test_the_manifest_says_what_became_of_every_document(project: Path) -> None:
     facts = manifest(project)
     first, second = facts["documents"]

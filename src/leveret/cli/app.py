@@ -83,9 +83,14 @@ def run(
 
 @app.command()
 def prepare(
-    recipe: RecipeName, overrides: Overrides = None, run_dir: RunDirectory = None, copy_data: CopyData = False
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    run_dir: RunDirectory = None,
+    copy_data: CopyData = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be read.")] = False,
 ) -> None:
     """Make the tokenizer and the token shards of a recipe."""
+    overrides = [*(overrides or []), *["data.strict=true"] * strict]
     _open(recipe, overrides, run_dir, copy_data=copy_data).upto("prepare")
 
 

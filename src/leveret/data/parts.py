@@ -171,13 +171,13 @@ class Part:
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
-        except (OSError, ValueError, BadZipFile) as error:
+            told = json.loads(arrays.pop("told").tobytes())
+            fate = arrays.pop("fate")
+            own = {name: arrays.pop(name) for name in ("tokens", "lengths", "text_bytes", "validation")}
+        except (OSError, ValueError, LookupError, EOFError, BadZipFile) as error:
             for lost in (path, path.with_name(DONE)):
                 lost.unlink(missing_ok=True)
             raise UserError(f"{path} is damaged ({error}); it is deleted, prepare again to make it anew") from None
-        told = json.loads(arrays.pop("told").tobytes())
-        fate = arrays.pop("fate")
-        own = {name: arrays.pop(name) for name in ("tokens", "lengths", "text_bytes", "validation")}
         prints = Fingerprints.of(arrays) if arrays else None
         unreadable = Unreadable(**told.pop("unreadable"))
         return cls(**own, prints=prints, fate=fate, unreadable=unreadable, **told)

@@ -146,7 +146,8 @@ def lay_out(job: Job, generators: Generators, folder: Path) -> list[Place]:
     places: list[Place] = []
     for number, source in enumerate(job.config.sources):
         for piece in pieces(source, job.base_dir, generators, log.warning, job.config.retry):
-            name = re.sub(r"[^\w.-]+", "_", f"{piece.name}@{piece.revision}" if piece.revision else piece.name)[-120:]
+            full = f"{piece.name}@{piece.revision}" if piece.revision else piece.name
+            name = re.sub(r"[^\w.-]+", "_", full, flags=re.ASCII)[-120:]  # of names, file systems count bytes
             places.append(Place(number, piece, parts_of(folder) / f"{number:03d}-{len(places):06d}-{name}"))
     return places
 

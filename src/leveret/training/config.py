@@ -104,7 +104,7 @@ class TrainingConfig(Config):
     """Compile the model and its loss. auto: in runs that are long enough for it to pay. Where nothing can be compiled
     the run goes on without."""
     loss_kernel: Literal["chunked", "liger"] = "chunked"
-    """What makes the loss out of hidden states: our own way, a chunk at a time, or Liger's Triton kernel on a GPU (Hsu et
+    """What makes the loss out of hidden states: our own way, in chunks, or Liger's Triton kernel on a GPU (Hsu et
     al., 2024), which is untried."""
     gradient_checkpointing: Recompute = "none"
     """Activations made again in the backward pass instead of kept. full: all but the layers' inputs, least memory,
