@@ -1,0 +1,155 @@
+"""The most memory that a training step takes, each case in a process of its own.
+
+Five cases are the reference models as their recipes train them, with the micro-batch found for 8 GB; two are
+parchment-166m's shape at 16 x 1,024, with the loss in chunks and with all logits at once.
+Run: OMP_NUM_THREADS=2 python benchmarks/train_memory.py [--device cuda] [--rows 16] [--quick]
+
+On a CPU the figure is the peak of the process's resident memory, Python and torch themselves (before_gb) among it; on
+CUDA it is torch's peak, under a limit of 8 GB. All logits of 16 x 1,024 take about 31 GB; where there is less, give
+fewer rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor
+
+from leveret.data.batches import IGNORED, Batch, Batches
+from leveret.data.shards import ShardWriter, TokenStore
+from leveret.data.windows import concatenated
+from leveret.hardware.device import environment, pick_device
+from leveret.hardware.memory import peak_memory
+from leveret.model.config import ModelConfig
+from leveret.model.decoder import Decoder
+from leveret.planning.describe import expected_model
+from leveret.recipe import load_recipe
+from leveret.training import dry_run
+from leveret.training.config import TrainingConfig
+from leveret.training.loop import Trainer, train_step
+from leveret.training.memory import training_memory
+from leveret.training.objective import NextToken
+from leveret.training.optimizer import make_optimizer
+
+BUDGET = 8e9
+MODELS = ("smallm-20m", "tinyllm-cli-67m", "gpt2-124m", "l20-edu-135m", "parchment-166m")
+LENGTH = 1024
+
+
+class PlainLoss(NextToken):
+    """All logits of a micro-batch at once, as losses are usually written."""
+
+    def loss(self, model: Decoder, batch: Batch) -> Tensor:
+        logits = model(batch.inputs).flatten(0, 1).float()
+        return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def shape(name: str, quick: bool, **changes: Any) -> tuple[ModelConfig, TrainingConfig, int]:
+    """Model, training and row length of a recipe; quick: two narrow layers, and short rows."""
+    recipe, _ = load_recipe(name)
+    model, length = expected_model(recipe), recipe.sequence_length
+    training = {"micro_batch_size": "auto", "precision": "auto", "compile": False} | changes
+    if quick:
+        small = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+        model = model.model_copy(update=small | {"num_key_value_heads": None, "head_dim": None})
+        length, training["batch_size"] = 64, 16
+    return model, TrainingConfig.model_validate(recipe.pretrain.model_dump() | training), length
+
+
+def random_batches(folder: Path, rows: int, length: int) -> Batches:
+    """One batch of random ids, which every vocabulary here has."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, (rows * length + 1,), generator=generator)
+    writer = ShardWriter(folder, 1000, len(ids))
+    writer.add("train", ids.tolist(), len(ids))
+    writer.finish({"train": concatenated(writer.starts("train"), len(ids), length)}, {})
+    return Batches(TokenStore(folder).split("train"), rows, length)
+
+
+def measure(case: str, device: torch.device, rows: int, quick: bool) -> dict[str, Any]:
+    """Takes two optimizer steps here, the first a short one that makes the moments; what they took at most."""
+    kind, _, name = case.partition(":")
+    fixed = {} if kind == "fits" else {"batch_size": rows, "micro_batch_size": rows}
+    model_config, config, length = shape(name, quick, **fixed)
+    length = length if kind == "fits" or quick else LENGTH
+    if device.type == "cuda" and kind == "fits":
+        torch.cuda.set_per_process_memory_fraction(BUDGET / torch.cuda.mem_get_info(device)[1], device)
+    before = 0 if device.type == "cuda" else peak_memory(device) or 0
+    model = Decoder(model_config).to(device).train()
+    with tempfile.TemporaryDirectory() as folder:
+        batches = random_batches(Path(folder), config.batch_size, length)
+        objective = PlainLoss() if kind == "plain" else NextToken()
+        trainer = Trainer("memory", model, objective, batches, None, config, Path(folder), device, Console())
+        if device.type != "cuda":
+            dry_run.available_memory = lambda device: int(BUDGET - before)
+        model.gradient_checkpointing = config.gradient_checkpointing
+        dry_run.settle(trainer, 1, {}, lambda line: None)
+        optimizer = make_optimizer(model, config.optimizer)
+        batch = batches.batch(0)
+        # A step's later micro-batches take what its second does, on top of the gradients of its first.
+        steps = [batch.split(1)[:1], trainer.micro_batches(batch)[:2]]
+        started = time.perf_counter()
+        for parts in steps:
+            train_step(trainer, optimizer, [part.to(device) for part in parts], 1e-4)
+    estimate = training_memory(model_config, config, length, trainer.rows, trainer.dtype, device)["total"]
+    return {
+        "case": case,
+        "batch": f"{config.batch_size} x {length}",
+        "micro_batch_size": trainer.rows,
+        "dtype": str(trainer.dtype).removeprefix("torch."),
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "peak_gb": round((peak_memory(device) or 0) / 1e9, 3),
+        "before_gb": round(before / 1e9, 3),
+        "estimate_gb": round(estimate / 1e9, 3),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def in_child(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    rows = str(arguments.rows)
+    command = [sys.executable, __file__, "--case", case, "--device", arguments.device, "--rows", rows]
+    done = subprocess.run(command + ["--quick"] * arguments.quick, stdout=subprocess.PIPE, text=True, check=True)
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(
+        f"{case:<24} {row['batch']:>10}, {row['micro_batch_size']:>3} at once  {row['peak_gb']:6.2f} GB "
+        f"(estimate {row['estimate_gb']:.2f})  {row['seconds']:6.1f} s",
+        flush=True,
+    )
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rows", type=int, default=16, help="of the batch that the two losses are compared on")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, in seconds")
+    parser.add_argument("--only", choices=("fits", "loss"), help="the models within 8 GB, or the chunked loss")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    if arguments.case:
+        print(json.dumps(measure(arguments.case, device, arguments.rows, arguments.quick)))
+        return
+    rows, goals = [], {}
+    if arguments.only != "loss":
+        rows += [in_child(f"fits:{name}", arguments) for name in MODELS]
+        goals["peak_gb_of_five"] = {"value": max(row["peak_gb"] for row in rows), "goal": BUDGET / 1e9}
+    if arguments.only != "fits":
+        chunked, plain = (in_child(f"{kind}:parchment-166m", arguments) for kind in ("chunked", "plain"))
+        rows += [chunked, plain]
+        goals["chunked_of_plain"] = {"value": round(chunked["peak_gb"] / plain["peak_gb"], 3), "goal": 0.5}
+    print(json.dumps({"benchmark": "train_memory", "machine": environment(device), "rows": rows, "goals": goals}))
+
+
+if __name__ == "__main__":
+    main()
