@@ -23,6 +23,7 @@ class Noted(NextToken):
     """Remembers the batches it has seen."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.seen: list[Batch] = []
 
     def loss(self, model: Decoder, batch: Batch) -> torch.Tensor:
@@ -92,6 +93,7 @@ class Greedy(NextToken):
     """Needs more memory than there is for more than `most` rows."""
 
     def __init__(self, most: int) -> None:
+        super().__init__()
         self.most, self.tried = most, 0
 
     def loss(self, model: Decoder, batch: Batch) -> torch.Tensor:

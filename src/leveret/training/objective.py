@@ -33,9 +33,10 @@ class NextToken:
     """
 
     KERNELS = {"chunked": linear_cross_entropy, "liger": liger_cross_entropy}
+    kernel = "chunked"
 
-    def __init__(self, kernel: str = "chunked") -> None:
-        self.kernel = self.KERNELS[kernel]
+    def __init__(self, kernel: str = kernel) -> None:
+        self.kernel = kernel
 
     def weight(self, batch: Batch) -> int:
         return batch.weight
@@ -48,7 +49,7 @@ class NextToken:
         rows, targets = batch.learnt, batch.targets.flatten()
         if rows is not None:
             hidden, targets = hidden.index_select(0, rows), targets.index_select(0, rows)
-        return self.kernel(hidden, model.lm_head.weight, targets, IGNORED, model.config.logit_softcap)
+        return self.KERNELS[self.kernel](hidden, model.lm_head.weight, targets, IGNORED, model.config.logit_softcap)
 
 
 class Loss(torch.nn.Module):
