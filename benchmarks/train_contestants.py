@@ -29,9 +29,8 @@ from leveret.model.counts import count_parameters
 from leveret.model.decoder import Decoder, hollow_decoder
 from leveret.training.config import TrainingConfig
 from leveret.training.dry_run import settle
-from leveret.training.loop import Trainer, train_step
+from leveret.training.loop import Trainer, set_up, train_step
 from leveret.training.objective import NextToken
-from leveret.training.optimizer import make_optimizer
 
 LIMIT = "matrix products"
 Step = Callable[[Batch], Tensor]
@@ -76,10 +75,9 @@ def leveret(job: Job) -> tuple[int, Step]:
     if job.device.type == "cpu":
         keep_freed_memory()
     config = job.training.model_copy(update={"batch_size": job.rows, "compile": job.compiled})
-    model = Decoder(job.config).to(job.device).train()
-    model.gradient_checkpointing = config.gradient_checkpointing
-    optimizer = make_optimizer(model, config.optimizer)
+    model = Decoder(job.config).to(job.device)
     trainer = Trainer("speed", model, NextToken(), job.batches(), None, config, job.shards, job.device, Console())
+    optimizer = set_up(trainer)
     settle(trainer, 1, {}, print)
     gc.freeze()
     gc.disable()

@@ -36,10 +36,9 @@ from leveret.planning.describe import expected_model
 from leveret.recipe import load_recipe
 from leveret.training import dry_run
 from leveret.training.config import TrainingConfig
-from leveret.training.loop import Trainer, train_step
+from leveret.training.loop import Trainer, set_up, train_step
 from leveret.training.memory import training_memory
 from leveret.training.objective import NextToken
-from leveret.training.optimizer import make_optimizer
 
 BUDGET = 8e9
 MODELS = ("smallm-20m", "tinyllm-cli-67m", "gpt2-124m", "l20-edu-135m", "parchment-166m")
@@ -85,16 +84,15 @@ def measure(case: str, device: torch.device, rows: int, quick: bool) -> dict[str
     if device.type == "cuda" and kind == "fits":
         torch.cuda.set_per_process_memory_fraction(BUDGET / torch.cuda.mem_get_info(device)[1], device)
     before = 0 if device.type == "cuda" else peak_memory(device) or 0
-    model = Decoder(model_config).to(device).train()
+    model = Decoder(model_config).to(device)
     with tempfile.TemporaryDirectory() as folder:
         batches = random_batches(Path(folder), config.batch_size, length)
         objective = PlainLoss() if kind == "plain" else NextToken()
         trainer = Trainer("memory", model, objective, batches, None, config, Path(folder), device, Console())
         if device.type != "cuda":
             dry_run.available_memory = lambda device: int(BUDGET - before)
-        model.gradient_checkpointing = config.gradient_checkpointing
+        optimizer = set_up(trainer)
         dry_run.settle(trainer, 1, {}, lambda line: None)
-        optimizer = make_optimizer(model, config.optimizer)
         batch = batches.batch(0)
         # A step's later micro-batches take what its second does, on top of the gradients of its first.
         steps = [batch.split(1)[:1], trainer.micro_batches(batch)[:2]]

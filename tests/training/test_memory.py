@@ -68,7 +68,7 @@ def test_activations_are_what_autograd_keeps(name: str, length: int, dtype: torc
     config = shape(**SHAPES[name])
     for recompute in ("none", "full"):
         expected = kept_by_a_layer(config, length, dtype, recompute)
-        assert activation_bytes(config, length, dtype, CPU, recompute) == pytest.approx(expected, rel=0.15)
+        assert 0.85 * expected <= activation_bytes(config, length, dtype, CPU, recompute) <= 1.25 * expected
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

@@ -58,6 +58,11 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocabulary, config.hidden_size)
         if config.position == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        if config.position == "rope":
+            # Kept, since compiled layers would each make them again; on the CPU even where the weights are nowhere.
+            table = rope_table(config, torch.arange(config.max_position_embeddings, device="cpu"))
+            for name, part in zip(("rope_cos", "rope_sin"), table, strict=True):
+                self.register_buffer(name, part, persistent=False)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         width = config.kv_heads * config.head_width
         embedded = [str(i) for i, has in enumerate(config.value_embedded) if has]
@@ -130,9 +135,7 @@ class Decoder(nn.Module):
         if self.config.position == "learned":
             x_BTC = x_BTC + self.embed_positions(positions_BT)
         elif self.config.position == "rope":
-            cos, sin = rope_table(self.config, positions_BT.flatten())
-            shape = (positions_BT.shape[0], 1, tokens, -1)
-            rope = (cos.view(shape), sin.view(shape))  # [B or 1, 1, T, D/2]
+            rope = (self.rope_cos[positions_BT][:, None], self.rope_sin[positions_BT][:, None])  # [B or 1, 1, T, D/2]
         start, first = x_BTC, None
         for i, layer in enumerate(self.layers):
             mask_i = masks.window if self.config.windowed[i] else masks.everything

@@ -135,7 +135,7 @@ def train(trainer: Trainer) -> dict[str, Any]:
     total = config.total_steps(len(trainer.batches.split.windows), trainer.batches.length)
     eval_every = config.eval_every or max(1, total // 10)
     checkpoint_every = config.checkpoint_every or eval_every
-    optimizer = _set_up(trainer)
+    optimizer = set_up(trainer)
     state = _resume(trainer, optimizer)
     begin = done = int(state["step"])
     metrics = MetricsLog(trainer.folder, begin)
@@ -190,7 +190,7 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _set_up(trainer: Trainer) -> torch.optim.Optimizer:
+def set_up(trainer: Trainer) -> torch.optim.Optimizer:
     """Puts the model and the process into the state that the recipe asks for."""
     config = trainer.config
     torch.use_deterministic_algorithms(config.deterministic)
@@ -199,7 +199,7 @@ def _set_up(trainer: Trainer) -> torch.optim.Optimizer:
         to_float8(trainer.model, trainer.device)
     trainer.model.gradient_checkpointing = config.gradient_checkpointing
     trainer.model.train()
-    return make_optimizer(trainer.model, config.optimizer)
+    return make_optimizer(trainer.model, config.optimizer, trainer.dtype)
 
 
 def _token_share(trainer: Trainer) -> float:

@@ -51,7 +51,8 @@ def activation_bytes(model: ModelConfig, length: int, dtype: torch.dtype, device
     """Bytes that a layer keeps of a token for its backward pass.
 
     Counted over the tensors that autograd saves (as Korthikanti et al., 2022, do for another block): the stream and
-    norms in float32, the products' inputs in dtype. Attention's matrix is kept only where a CPU forms it.
+    norms in float32, the products' inputs in dtype. Attention's matrix is kept only where a CPU forms it;
+    it is counted whole, as documents need it, though without them a quarter is never made.
     """
     width, hidden = dtype.itemsize, model.hidden_size
     if recompute == "full":

@@ -24,6 +24,7 @@ class Muon(torch.optim.Optimizer):
         variance: decay of each output neuron's mean square of the update, by whose root it is divided (NorMuon: Li et
             al., 2025); None: not done.
         cautious: decay only what the update makes smaller too (Chen et al., 2025).
+        dtype: of the iterations' products.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class Muon(torch.optim.Optimizer):
         iterations: int = 5,
         variance: float | None = None,
         cautious: bool = False,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         super().__init__(groups, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay})
-        self.rows, self.iterations = rows, iterations
+        self.rows, self.iterations, self.dtype = rows, iterations, dtype
         self.variance, self.cautious = variance, cautious
         self.own = list(self.param_groups)
         self.rest = rest
@@ -61,7 +63,7 @@ class Muon(torch.optim.Optimizer):
                     pair = (place.T, update.T) if place.shape[0] > place.shape[1] else (place, update)
                     alike.setdefault(pair[0].shape, []).append(pair)
         for pairs in alike.values():
-            together = torch.stack([update for _, update in pairs])
+            together = torch.stack([update for _, update in pairs]).to(self.dtype)
             for (place, _), found in zip(pairs, orthogonalise(together, self.iterations), strict=True):
                 place.copy_(found)
         for matrix, direction, group in moves:
@@ -88,15 +90,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(wide: Tensor, iterations: int = 5) -> Tensor:
-    """Nearly the closest matrices with orthonormal rows, by Newton-Schulz in bfloat16. [N, m, n], m <= n, to the same.
+    """Nearly the closest matrices with orthonormal rows, by Newton-Schulz. [N, m, n], m <= n, to the same.
 
     Many at once, because one of a small model is too little work to share among cores. The largest singular value is
     brought near 1 by the root of the Gram matrix's norm, which is at hand and bounds it closer than the matrix's own
     norm does: what is saved is about one iteration.
     """
     a, b, c = COEFFICIENTS
-    x = wide.bfloat16()
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
     gram = torch.bmm(x, x.mT)
     bound = gram.norm(dim=(1, 2), keepdim=True) + 1e-7
     x, gram = x / bound.sqrt(), gram / bound

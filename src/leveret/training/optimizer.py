@@ -16,8 +16,13 @@ from leveret.training.config import OptimizerConfig
 from leveret.training.muon import Muon
 
 
-def make_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: Decoder, config: OptimizerConfig, dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
     """The optimizer that the config names, over all parameters of the model.
+
+    Args:
+        dtype: of the model's products. Muon's are bfloat16 where they are, else float32.
 
     Raises:
         UserError: lr_scales names what the model does not have.
@@ -44,6 +49,7 @@ def make_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.Optim
         iterations=config.muon_iterations,
         variance=config.muon_variance,
         cautious=config.cautious_decay,
+        dtype=torch.bfloat16 if dtype is torch.bfloat16 else torch.float32,
     )
 
 
