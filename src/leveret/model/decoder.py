@@ -52,6 +52,9 @@ class Decoder(nn.Module):
     any memory.
     """
 
+    rope_cos: Tensor
+    rope_sin: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config

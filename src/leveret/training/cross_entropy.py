@@ -82,8 +82,9 @@ def _chunk(
     places = torch.where(learnt, targets, 0)[:, None]
     normaliser = logits.logsumexp(1, keepdim=True)
     losses = torch.where(learnt, (normaliser - logits.gather(1, places))[:, 0], 0)
-    gradient = torch.exp(logits - normaliser)
-    gradient = gradient.scatter_add(1, places, -torch.ones_like(normaliser))
+    # Compared, not scattered, so that a compiler makes it in the pass that makes the exponentials.
+    right = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device) == places.int()
+    gradient = torch.exp(logits - normaliser) - right.to(logits.dtype)
     if softcap is not None:
         gradient = gradient * (1 - (logits / softcap).square())
     gradient = torch.where(learnt[:, None], gradient, 0)

@@ -97,7 +97,7 @@ def orthogonalise(wide: Tensor, iterations: int = 5) -> Tensor:
     norm does: what is saved is about one iteration.
     """
     a, b, c = COEFFICIENTS
-    x = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x: Tensor = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
     gram = torch.bmm(x, x.mT)
     bound = gram.norm(dim=(1, 2), keepdim=True) + 1e-7
     x, gram = x / bound.sqrt(), gram / bound
