@@ -6,13 +6,13 @@ from tiny_training import LENGTH, VOCABULARY, document
 
 from leveret.data.shards import ShardWriter, TokenStore
 from leveret.data.windows import Windows, concatenated
-from leveret.training import loop
+from leveret.training import logbook
 
 
 @pytest.fixture(autouse=True)
 def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures would take most of a tiny run's time."""
-    monkeypatch.setattr(loop, "plot_training", lambda folder, title: None)
+    monkeypatch.setattr(logbook, "plot_training", lambda folder, title: None)
 
 
 @pytest.fixture(scope="session")

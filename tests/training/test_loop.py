@@ -24,7 +24,7 @@ from leveret.data.shards import TokenStore
 from leveret.errors import UserError
 from leveret.hardware.device import environment
 from leveret.model.decoder import Decoder
-from leveret.training import loop
+from leveret.training import logbook
 from leveret.training.checkpoint import steps_on_disk
 from leveret.training.config import OptimizerConfig, ScheduleConfig
 from leveret.training.loop import train, train_step
@@ -80,7 +80,7 @@ def crash(loss: Tensor) -> Tensor:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, store: TokenStore) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "plot_training", lambda folder, title: None)
+        patch.setattr(logbook, "plot_training", lambda folder, title: None)
         train(trainer(folder, store, settings()))
     return folder
 
