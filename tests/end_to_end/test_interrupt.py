@@ -1,33 +1,20 @@
 """A training that was stopped or killed, gone on with by the same command, ends with the same weights bit for bit."""
 
-import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny_project import Command, write_project
+from tiny_project import Command, outcome, write_project
 
 STEPS = 200
 SETTINGS = [
     f"pretrain.steps={STEPS}", "pretrain.eval_every=20", "pretrain.checkpoint_every=20", "pretrain.log_every=1",
     "pretrain.keep_last=3",
 ]  # fmt: skip
-
-
-def outcome(run: Path) -> tuple[list[dict[str, Any]], str, dict[str, str]]:
-    """What must be equal: metrics but for the clock's, samples, and the hashes of the last checkpoint's tensors."""
-    clocks = {"tokens_per_second", "train_seconds", "mfu", "peak_memory_bytes"}
-    lines = (run / "pretrain" / "metrics.jsonl").read_text().splitlines()
-    rows = [{key: value for key, value in json.loads(line).items() if key not in clocks} for line in lines]
-    last = run / "pretrain" / "checkpoints" / f"step-{STEPS:08d}"
-    files = json.loads((last / "manifest.json").read_text())["files"]
-    samples = (run / "pretrain" / "samples.md").read_text()
-    return rows, samples, {name: digest for name, digest in files.items() if name.endswith(".safetensors")}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +26,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(project: Path, leveret: Command) -> Path:
     """A run that nobody stopped."""
     leveret("pretrain", "tiny.yaml", *SETTINGS, "--run-dir", "undisturbed", cwd=project)
-    rows, _, _ = outcome(project / "undisturbed")
+    rows, _, _ = outcome(project / "undisturbed", STEPS)
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
     return project / "undisturbed"
 
@@ -80,7 +67,7 @@ def test_a_stopped_training_saves_and_goes_on_to_the_same_bits(
     )
     assert "Traceback" not in said
     assert f"pretrain: going on from step {stopped_at}\n" in go_on(leveret, project, number.name)
-    assert outcome(project / number.name) == outcome(undisturbed)
+    assert outcome(project / number.name, STEPS) == outcome(undisturbed, STEPS)
 
 
 @pytest.mark.long
@@ -90,7 +77,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint_to_the_same_bits(
     returned, _ = stop_in_the_middle(project, "killed", signal.SIGKILL, environment)
     assert returned == -signal.SIGKILL
     assert "pretrain: going on from step " in go_on(leveret, project, "killed")
-    assert outcome(project / "killed") == outcome(undisturbed)
+    assert outcome(project / "killed", STEPS) == outcome(undisturbed, STEPS)
 
 
 def test_after_a_kill_a_damaged_checkpoint_is_passed_over_with_a_warning(
@@ -105,4 +92,4 @@ def test_after_a_kill_a_damaged_checkpoint_is_passed_over_with_a_warning(
     said = go_on(leveret, project, "damaged")
     assert f"{newest.name} is damaged: model.safetensors differs from its hash; using the one before it" in said
     assert f"pretrain: going on from step {int(before.name.removeprefix('step-'))}\n" in said
-    assert outcome(project / "damaged") == outcome(undisturbed)
+    assert outcome(project / "damaged", STEPS) == outcome(undisturbed, STEPS)

@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -84,3 +85,14 @@ class TinyRun:
     @property
     def recipe(self) -> Path:
         return self.project / "tiny.yaml"
+
+
+def outcome(run: Path, steps: int) -> tuple[list[dict[str, Any]], str, dict[str, str]]:
+    """What must be equal: metrics but for the clock's, samples, and the hashes of the last checkpoint's tensors."""
+    clocks = {"tokens_per_second", "train_seconds", "mfu", "peak_memory_bytes"}
+    lines = (run / "pretrain" / "metrics.jsonl").read_text().splitlines()
+    rows = [{key: value for key, value in json.loads(line).items() if key not in clocks} for line in lines]
+    last = run / "pretrain" / "checkpoints" / f"step-{steps:08d}"
+    files = json.loads((last / "manifest.json").read_text())["files"]
+    samples = (run / "pretrain" / "samples.md").read_text()
+    return rows, samples, {name: digest for name, digest in files.items() if name.endswith(".safetensors")}
