@@ -1,9 +1,9 @@
-# make quickstart | test | test-long | lint | clean.  TORCH_INDEX=URL takes torch from that package index.
+# make quickstart | test | test-long | torture | lint | clean.  TORCH_INDEX=URL takes torch from that package index.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test test-long lint format clean install
+.PHONY: quickstart test test-long torture lint format clean install
 
 install: $(INSTALLED)
 
@@ -22,6 +22,9 @@ test: $(INSTALLED)
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long
+
+torture: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m "long or not long" tests/survival
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
