@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and leaves with exit code 2.
     """
+
+
+class Refused(UserError):
+    """What is asked would undo what a run has done so far; the run stays as it is."""

@@ -26,15 +26,12 @@ from leveret.data.prepare import prepare_documents, summary
 from leveret.data.rows import overlook, refuse
 from leveret.data.shards import TokenStore
 from leveret.data.sources import Document, documents, fingerprint, source_facts
-from leveret.errors import UserError
+from leveret.errors import Refused, UserError
 from leveret.recipe import Recipe, anchored, digest, to_yaml
-from leveret.rundir import RunDir, cache_dir, find_run, read_json, write_json
+from leveret.rundir import TRAINED, RunDir, cache_dir, find_run, read_json, write_json
 from leveret.tasks import generators
 from leveret.tokenizer.tokenizer import Tokenizer
 from leveret.training.config import TrainingConfig
-
-HARMLESS = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_last"}
-"""Keys of training that change no weight: another value does not make a stage stale."""
 
 PLACE_OF_WORK = {"workers", "executor", "retry"}
 """Keys of data that say who makes the shards, and change nothing in them."""
@@ -85,9 +82,16 @@ class Run:
         """Does every stage up to this one that is not already done."""
         self._check_sizes()
         self.run.path.mkdir(parents=True, exist_ok=True)
-        (self.run / "recipe.yaml").write_text(to_yaml(anchored(self.recipe, self.base_dir)), encoding="utf-8")
+        path = self.run / "recipe.yaml"
+        before = path.read_text("utf-8") if path.exists() else None
+        path.write_text(to_yaml(anchored(self.recipe, self.base_dir)), encoding="utf-8")
         for name, stage in self.stages.items():
-            stage()
+            try:
+                stage()
+            except Refused:
+                if before is not None:  # the run is still the one that it was
+                    path.write_text(before, encoding="utf-8")
+                raise
             if name == last:
                 return
 
@@ -96,13 +100,30 @@ class Run:
         if self.run.is_done(name, inputs):
             self.console.print(f"{name}: already done", style="dim")
             return
-        if reason := self.run.why_stale(name, inputs):
+        reason = self.run.why_stale(name, inputs)
+        if name in TRAINED and self._goes_on(name, reason or ""):
+            reason = None
+        if reason:
             self.console.print(f"{name}: stale, because {reason}; doing it again")
             self.run.set_aside(name)
         self.run.begin(name, inputs)
         started = time.monotonic()
         do()
         self.run.finish(name, inputs, time.monotonic() - started)
+
+    def _goes_on(self, stage: str, stale: str) -> bool:
+        """Whether a training that has begun goes on with this recipe; says which keys changed."""
+        from leveret.changes import may_go_on
+
+        def steps_of(config: TrainingConfig) -> int:
+            length = self.recipe.sequence_length if stage == "pretrain" else self.recipe.finetune_length
+            return config.total_steps(len(self.store(stage).split("train").windows), length)
+
+        folder, recipe = self.run / stage, anchored(self.recipe, self.base_dir)
+        goes_on, told = may_go_on(folder, stage, recipe, self.run.finished(stage), stale, steps_of)
+        if told:
+            self.console.print(f"{stage}: {told}", highlight=False)
+        return goes_on
 
     def _check_sizes(self) -> None:
         """What can be known to be impossible before any work starts."""
@@ -273,6 +294,7 @@ class Run:
     # -- training -------------------------------------------------------------------------------------------------
 
     def pretrain(self) -> None:
+        from leveret.changes import training_id
         from leveret.stages import run_pretraining
 
         if self.start_from is None:
@@ -284,6 +306,7 @@ class Run:
             self._stage("pretrain", inputs, lambda: run_pretraining(self))
 
     def finetune(self) -> None:
+        from leveret.changes import training_id
         from leveret.stages import base_checkpoint, run_finetuning
 
         if self.recipe.finetune is not None:
@@ -314,11 +337,6 @@ class Run:
 
         path = write_report(self.run, self.recipe)
         self.console.print(f"report: {path}")
-
-
-def training_id(config: TrainingConfig) -> str:
-    """A digest of the keys that decide the weights."""
-    return digest({key: value for key, value in config.model_dump(mode="json").items() if key not in HARMLESS})
 
 
 def corpus_of(recipe: Recipe, base_dir: Path) -> Iterator[Document]:

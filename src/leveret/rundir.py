@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,6 +55,10 @@ class RunDir:
         known = self.state()["stages"].get(stage)
         return known is not None and known["inputs"] == inputs and known["finished"] is not None
 
+    def finished(self, stage: str) -> bool:
+        """Whether it has ended, whatever it was made from."""
+        return (self.state()["stages"].get(stage) or {}).get("finished") is not None
+
     def begin(self, stage: str, inputs: dict[str, str]) -> None:
         """Notes that a stage is being made; a model trained from its result is no longer this run's last."""
         for later in TRAINED[TRAINED.index(stage) + 1 :] if stage in TRAINED else ():
@@ -73,10 +76,12 @@ class RunDir:
         write_json(self / "state.json", state)
 
     def set_aside(self, stage: str) -> None:
-        """Moves what a stale stage left to STAGE.stale, where one earlier attempt is kept."""
-        folder, aside = self / stage, self / f"{stage}.stale"
+        """Moves what a stale stage left to STAGE.stale, or STAGE.stale-2 and so on: it may have taken days."""
+        folder, aside, number = self / stage, self / f"{stage}.stale", 1
         if folder.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
+            while aside.exists():
+                number += 1
+                aside = self / f"{stage}.stale-{number}"
             folder.rename(aside)
 
     def last_trained(self) -> str:
