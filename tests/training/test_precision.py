@@ -83,7 +83,7 @@ def test_the_scale_goes_on_where_it_was(tmp_path: Path, store: TokenStore) -> No
 def test_gradients_that_overflow_cost_a_step_and_half_the_scale(tmp_path: Path, store: TokenStore) -> None:
     run = trainer(tmp_path, store, settings(precision="fp16"))
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
-    optimizer = torch.optim.AdamW(run.model.parameters(), lr=0.01)
+    optimizer = torch.optim.AdamW(run.model.parameters(), lr=0.01, fused=True)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     loss, norm = train_step(run, optimizer, run.micro_batches(run.batches.batch(0)), 0.01)
     assert math.isfinite(float(loss))
@@ -104,7 +104,7 @@ def test_clipping_sees_gradients_as_they_are(tmp_path: Path, store: TokenStore) 
     norms = []
     for precision in ("fp16", "fp32"):
         run = trainer(tmp_path, store, settings(precision=precision, grad_clip=0.1))
-        optimizer = torch.optim.SGD(run.model.parameters(), lr=1.0)
+        optimizer = torch.optim.SGD(run.model.parameters(), lr=1.0, fused=True)
         before = [parameter.detach().clone() for parameter in run.model.parameters()]
         _, norm = train_step(run, optimizer, run.micro_batches(run.batches.batch(0)), 1.0)
         moved = sum(float((p.detach() - b).square().sum()) for p, b in zip(run.model.parameters(), before, strict=True))

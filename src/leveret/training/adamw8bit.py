@@ -7,44 +7,24 @@ never zero where a gradient has been.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from leveret.training.adamw import AdamW
 
 BLOCK = 128
 """Numbers that share a scale, of four bytes."""
 
 
-class AdamW8bit(torch.optim.Optimizer):
+class AdamW8bit(AdamW):
     """torch.optim.AdamW's update on moments of eight bits; small tensors, of norms and biases, keep all 32."""
 
-    def __init__(self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+    def pack(self, mean: Tensor, square: Tensor) -> dict[str, Tensor]:
+        return _pack("mean", mean) | _pack("root", square.sqrt())
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad.float(), group)
-
-    def _update(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
-        state, (beta1, beta2) = self.state[parameter], group["betas"]
-        if not state:
-            state["step"] = torch.zeros((), device=parameter.device)
-            for moment in ("mean", "root"):
-                state.update(_pack(moment, torch.zeros_like(gradient)))
-        state["step"] += 1
-        mean, root = (_unpack(moment, state, gradient.shape) for moment in ("mean", "root"))
-        mean.lerp_(gradient, 1 - beta1)
-        square = root.square_().lerp_(gradient.square(), 1 - beta2)
-        root = square.sqrt_()
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        corrected = root / torch.sqrt(1 - beta2 ** state["step"]) + group["eps"]
-        parameter.sub_(mean / corrected * (group["lr"] / (1 - beta1 ** state["step"])))
-        state.update(_pack("mean", mean) | _pack("root", root))
+    def unpack(self, state: dict[str, Tensor], shape: torch.Size) -> tuple[Tensor, Tensor]:
+        return _unpack("mean", state, shape), _unpack("root", state, shape).square()
 
 
 def _pack(moment: str, numbers: Tensor) -> dict[str, Tensor]:

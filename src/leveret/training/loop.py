@@ -39,6 +39,7 @@ from leveret.training.profile import profiled
 from leveret.training.progress import Progress
 from leveret.training.schedule import learning_rate
 from leveret.training.signals import Interrupted, Signals
+from leveret.training.skipping import step_if
 
 
 @dataclass
@@ -98,7 +99,8 @@ def train_step(
     """One update. Returns the mean loss and the norm of the gradients, both still on the device.
 
     The weight of the whole batch is known before the first backward pass, so that any cut into micro-batches gives
-    the same gradients. Nothing here waits for the device (in float16 the scaler does, once).
+    the same gradients. Where the loss or the norm is no number, nothing of the model or the optimizer changes. Nothing
+    here waits for the device.
     """
     config, scaler = trainer.config, trainer.scaler
     weight = max(sum(trainer.objective.weight(each) for each in micro_batches), 1)
@@ -114,7 +116,7 @@ def train_step(
         norm = torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), config.grad_clip or math.inf)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        scaler.step(optimizer)
+        step_if(total.isfinite() & norm.isfinite(), optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
     return total, norm

@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leveret.training.skipping import step_if, unless_skipped
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic Newton-Schulz iteration, from the paper."""
+NOTHING_YET = -1.0
+"""Stands for a mean square before the first one."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -54,8 +58,9 @@ class Muon(torch.optim.Optimizer):
         moves: list[tuple[nn.Parameter, Tensor, dict[str, Any]]] = []
         for group in self.own:
             for matrix in group["params"]:
-                momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
-                momentum.lerp_(matrix.grad, 1 - group["momentum"])
+                before = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
+                momentum = unless_skipped(self, before.lerp(matrix.grad, 1 - group["momentum"]), before)
+                self.state[matrix]["momentum"] = momentum
                 ahead = matrix.grad.lerp(momentum, group["momentum"])  # Nesterov's
                 direction = torch.empty_like(matrix)
                 moves.append((matrix, direction, group))
@@ -68,25 +73,30 @@ class Muon(torch.optim.Optimizer):
                 place.copy_(found)
         for matrix, direction, group in moves:
             self._apply(matrix, direction, group["lr"], group["weight_decay"])
-        self.rest.step()
+        if (skipped := getattr(self, "found_inf", None)) is None:
+            self.rest.step()
+        else:
+            step_if(skipped == 0, self.rest)
 
     def _apply(self, matrix: nn.Parameter, direction: Tensor, lr: float, weight_decay: float) -> None:
         """Decays the matrix and moves it against the orthogonal directions of its projections."""
         rows = self.rows[matrix]
         if self.variance is not None:
             squares = direction.square().mean(1, keepdim=True)  # of each output neuron
-            kept = self.state[matrix].setdefault("variance", squares.clone())
-            kept.lerp_(squares, 1 - self.variance)
+            before = self.state[matrix].setdefault("variance", torch.full_like(squares, NOTHING_YET))
+            kept = torch.where(before == NOTHING_YET, squares, before.lerp(squares, 1 - self.variance))
+            kept = self.state[matrix]["variance"] = unless_skipped(self, kept, before)
             for part, mean in zip(direction.split(rows), kept.split(rows), strict=True):
                 size = part.norm()
                 part.div_(mean.sqrt().add_(1e-8))
                 part.mul_(size / part.norm().clamp_min(1e-8))
         if self.cautious:
-            matrix.sub_(matrix * (direction * matrix > 0), alpha=lr * weight_decay)
+            moved = matrix.sub(matrix * (direction * matrix > 0), alpha=lr * weight_decay)
         else:
-            matrix.mul_(1 - lr * weight_decay)
-        for part, update in zip(matrix.split(rows), direction.split(rows), strict=True):
+            moved = matrix * (1 - lr * weight_decay)
+        for part, update in zip(moved.split(rows), direction.split(rows), strict=True):
             part.add_(update, alpha=-lr * 0.2 * max(part.shape) ** 0.5)
+        matrix.copy_(unless_skipped(self, moved, matrix))
 
 
 def orthogonalise(wide: Tensor, iterations: int = 5) -> Tensor:

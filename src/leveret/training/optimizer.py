@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from leveret.errors import UserError
 from leveret.model.decoder import Decoder
 from leveret.model.weights import projection_rows
+from leveret.training.adamw import AdamW
 from leveret.training.adamw8bit import AdamW8bit
 from leveret.training.config import OptimizerConfig
 from leveret.training.muon import Muon
@@ -69,8 +70,9 @@ def _adamw(named: dict[str, nn.Parameter], config: OptimizerConfig) -> torch.opt
     ]
     if config.kind == "adamw8bit":
         return AdamW8bit(settings, lr=config.lr, betas=config.betas, eps=config.eps)
-    fused = next(iter(named.values())).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(settings, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    if next(iter(named.values())).device.type not in ("cpu", "cuda"):
+        return AdamW(settings, lr=config.lr, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(settings, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
