@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 PLAIN_SECONDS = 15.0
 """At most one plain line in this time, the first and last besides."""
@@ -29,12 +29,12 @@ class Display:
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[left]}", style="progress.remaining"),
             console=console,
             transient=True,
             disable=not self.live,
         )
-        self.task = self.progress.add_task(label, total=total, completed=start, facts="")
+        self.task = self.progress.add_task(label, total=total, completed=start, facts="", left="")
         self.begun, self.start, self.said = time.monotonic(), start, float("-inf")
 
     def __enter__(self) -> Display:
@@ -49,17 +49,35 @@ class Display:
         """Since it began."""
         return time.monotonic() - self.begun
 
-    def update(self, done: float, place: str, facts: str) -> None:
-        """So much is done; `place` says it in words where no bar is drawn."""
-        self.progress.update(self.task, completed=done, facts=facts)
+    def update(self, done: float, place: str, facts: str, left: str | None = None) -> None:
+        """So much is done; `place` says it in words where no bar is drawn. `left` tells the time left, empty where it
+        is not known; None: as the share done says."""
+        left = self._left(done) if left is None else left
+        self.progress.update(self.task, completed=done, facts=facts, left=left)
         now = time.monotonic()
         if not self.live and (now - self.said >= PLAIN_SECONDS or done == self.total):
             self.said = now
-            left = ""
-            if self.total is not None and done > self.start:
-                to_go = (now - self.begun) / (done - self.start) * (self.total - done)
-                left = f" · {to_go:.0f} s left"
-            self.console.print(f"{self.label}: {place} · {facts}{left}", highlight=False)
+            parts = [place, facts, *([left] if left else [])]
+            self.console.print(f"{self.label}: {' · '.join(parts)}", highlight=False)
+
+    def _left(self, done: float) -> str:
+        if self.total is None or done <= self.start:
+            return ""
+        return f"{duration(self.seconds / (done - self.start) * (self.total - done))} left"
 
     def say(self, text: str) -> None:
         self.progress.console.print(f"{self.label}: {text}", highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """In words, as exactly as anybody wants to know: 42 s, 3 min 10 s, 2 h 05 min, 3 d 04 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    minutes = round(seconds / 60)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24:02} h"

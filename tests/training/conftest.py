@@ -2,17 +2,16 @@
 
 import numpy as np
 import pytest
-from tiny_training import LENGTH, VOCABULARY, document
+from tiny_training import LENGTH, VOCABULARY, document, unpainted
 
 from leveret.data.shards import ShardWriter, TokenStore
 from leveret.data.windows import Windows, concatenated
-from leveret.training import logbook
 
 
 @pytest.fixture(autouse=True)
 def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures would take most of a tiny run's time."""
-    monkeypatch.setattr(logbook, "plot_training", lambda folder, title: None)
+    unpainted(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -17,6 +18,7 @@ from leveret.training.config import OptimizerConfig, ScheduleConfig, TrainingCon
 from leveret.training.loop import Trainer
 from leveret.training.metrics import read_metrics
 from leveret.training.objective import NextToken
+from leveret.training.plots import Painter
 
 CPU = torch.device("cpu")
 VOCABULARY = 23
@@ -75,6 +77,12 @@ def trainer(folder: Path, store: TokenStore, config: TrainingConfig, **changes: 
         "console": Console(file=io.StringIO()),
     }
     return Trainer(**(fields | changes))
+
+
+def unpainted(patch: pytest.MonkeyPatch) -> None:
+    """No CSV and no pictures, which would take most of a tiny run's time."""
+    patch.setattr(Painter, "update", lambda self: None)
+    patch.setattr(Painter, "finish", lambda self, say: None)
 
 
 def figures(folder: Path) -> list[dict[str, Any]]:

@@ -124,6 +124,9 @@ class TrainingConfig(Config):
     keep_last: int = Field(2, gt=0)
     """Checkpoints kept, besides the best one."""
 
+    price: float | None = Field(None, ge=0)
+    """Dollars that an hour on this machine costs, for the cost in summary.json."""
+
     @model_validator(mode="after")
     def _one_length(self) -> TrainingConfig:
         if sum(value is not None for value in (self.steps, self.tokens, self.epochs)) != 1:
@@ -138,3 +141,13 @@ class TrainingConfig(Config):
             return -(-self.tokens // (self.batch_size * sequence_length))
         assert self.epochs is not None
         return max(1, -int(-self.epochs * windows // self.batch_size))
+
+    def every(self, what: Literal["eval", "checkpoint"], total: int) -> int:
+        """Steps between two validations or checkpoints; one more comes after the last of all steps."""
+        eval_every = self.eval_every or max(1, total // 10)
+        return eval_every if what == "eval" else self.checkpoint_every or eval_every
+
+    def pauses(self, what: Literal["eval", "checkpoint"], done: int, total: int) -> int:
+        """How many validations or checkpoints come from step `done` on, its own among them."""
+        every = self.every(what, total)
+        return total // every - (done - 1) // every + (total % every > 0)

@@ -1,25 +1,29 @@
-"""All that is told of a stage while it trains: metrics.jsonl, events.jsonl, the console, the CSV and the plots.
+"""All that is told of a stage while it trains: metrics.jsonl, events.jsonl, ledger.json, the console, CSV and plots.
 
 metrics.jsonl has steps and validations, and is cut back to the checkpoint when a run goes on from it; events.jsonl has
-what happened, and only grows.
+what happened, ledger.json what was spent, and these only grow.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from leveret.display import Display
+import torch
+
+from leveret.display import Display, duration
 from leveret.hardware.memory import peak_memory
 from leveret.hardware.peak import peak_flops
 from leveret.model.counts import flops_per_token
-from leveret.training.meter import Meter
-from leveret.training.metrics import MetricsLog, plot_training, read_metrics, write_csv
+from leveret.training.meter import Clock, Ledger, Meter
+from leveret.training.metrics import MetricsLog, append_event, read_metrics
+from leveret.training.plots import Painter
+from leveret.training.power import Power
 from leveret.training.progress import Progress
+from leveret.training.signals import Interrupted
 
 if TYPE_CHECKING:
     from leveret.training.loop import Trainer
@@ -29,28 +33,44 @@ class Logbook:
     """Used as a context manager around the steps of a stage, `total` in all."""
 
     def __init__(self, trainer: Trainer, progress: Progress, total: int) -> None:
-        self.trainer, self.total = trainer, total
+        self.trainer, self.progress, self.total = trainer, progress, total
         self.metrics = MetricsLog(trainer.folder, progress.step)
         self.display = Display(trainer.console, trainer.label, total, progress.step)
-        self.meter = self._meter(progress)
+        self.clock, self.power = Clock(), Power(trainer.device)
+        self.meter = self._meter()
+        self.ledger = Ledger(trainer.folder, self.clock, trainer.config.price)
+        self.painter = Painter(trainer.folder, trainer.label)
 
-    def _meter(self, progress: Progress) -> Meter:
+    def _meter(self) -> Meter:
         tokens = self.trainer.config.batch_size * self.trainer.batches.length
-        return Meter(tokens, _token_share(self.trainer), progress.train_seconds, progress.step)
+        return Meter(self.clock, tokens, _token_share(self.trainer), self.progress.train_seconds, self.progress.step)
 
     def __enter__(self) -> Logbook:
+        if any(self.ledger.before["seconds"].values()):
+            self.event("restart", self.progress.step)
         self.display.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.display.__exit__(kind, value, at)
         self.metrics.close()
+        with suppress(OSError):  # a disk that is full: what ended the training is what is to be told
+            if isinstance(value, Interrupted):
+                self.event("signal", self.progress.step, exit_code=value.exit_code)
+            elif value is not None:
+                self.event(
+                    "failed", self.progress.step, error=" ".join(f"{type(value).__name__}: {value}".split())[:500]
+                )
+            self._account(now=True)
+        self.painter.finish(self.say)
 
     def restart(self, progress: Progress) -> None:
         """Steps begin here: the clock starts, and what metrics say of later steps is cut off."""
         self.metrics.close()
         self.metrics = MetricsLog(self.trainer.folder, progress.step)
-        self.meter = self._meter(progress)
+        self.progress = progress
+        self.clock.turn("training")
+        self.meter = self._meter()
 
     def say(self, text: str) -> None:
         self.display.say(text)
@@ -58,26 +78,48 @@ class Logbook:
     def event(self, kind: str, step: int, **facts: Any) -> None:
         """Something happened that is no figure of a step."""
         row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": kind, "step": step} | facts
-        with (self.trainer.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_event(self.trainer.folder, row)
 
-    def pause(self) -> AbstractContextManager[None]:
-        """Time in here is no time of training."""
-        return self.meter.pause()
+    def spend(self, kind: str) -> AbstractContextManager[None]:
+        """Time in here is for waiting, checkpoints or validation."""
+        if kind != "waiting" and self.trainer.device.type == "cuda":
+            torch.cuda.synchronize(self.trainer.device)  # the steps at work are no part of it
+        return self.clock.spend(kind)
 
     def step(self, done: int, loss: float, lr: float, norm: float, **facts: Any) -> None:
-        """A line of metrics, shown too. A norm that is no number, as in float16 while a scale is sought, is None."""
-        row = {"step": done, "loss": loss, "lr": lr, "grad_norm": norm if math.isfinite(norm) else None}
+        """A line of metrics, shown too. What is no number, such as a norm in float16 while a scale is sought, is
+        None."""
+        row = {"step": done, "loss": _number(loss), "lr": lr, "grad_norm": _number(norm)}
         row |= self.meter.lap(done) | {"peak_memory_bytes": peak_memory(self.trainer.device)} | facts
-        self.metrics.write(row | self._graph_counts())
+        row |= self.power.read() | self._graph_counts()
+        self.metrics.write(row)
+        self._account()
+        self.painter.update()
         shown = f"loss {loss:.3f} · {row['tokens_per_second']:,.0f} tokens/s"
-        self.display.update(done, f"step {done}/{self.total}", shown)
+        self.display.update(done, f"step {done}/{self.total}", shown, self._left(done))
 
     def validation(self, step: int, found: dict[str, Any]) -> None:
-        """What a validation found, into the metrics, with the CSV and the plots drawn anew."""
+        """What a validation found, into the metrics."""
         self.metrics.write({"step": step} | found)
-        write_csv(self.trainer.folder)
-        plot_training(self.trainer.folder, self.trainer.label)
+        self.painter.update()
+
+    def _left(self, done: int) -> str:
+        """The time that is left, in words; empty before there is anything to go on."""
+        config, total = self.trainer.config, self.total
+        pauses = {
+            "checkpoints": config.pauses("checkpoint", done, total),
+            "validation": config.pauses("eval", done, total),
+        }
+        if (found := self.meter.left(total - done, pauses)) is None or done == total:
+            return ""
+        seconds, whole = found
+        return f"{'' if whole else 'over '}{duration(seconds)} left"
+
+    def _joules(self) -> float | None:
+        return None if self.power.source is None else self.power.joules
+
+    def _account(self, now: bool = False) -> None:
+        self.ledger.write(self._joules(), now)
 
     def watch_graphs(self, kind: str, step: int) -> None:
         """Says, once, if something is compiled that should have been by now."""
@@ -91,10 +133,13 @@ class Logbook:
         return {} if graphs is None else {"graphs": graphs.made, "recompiles": graphs.recompiles}
 
     def summary(self) -> dict[str, Any]:
-        """The figures of the finished stage."""
+        """The figures of the finished stage. seconds, energy and cost are of all that was ever spent on it, energy
+        over as many seconds as it was counted in."""
         trainer, seconds = self.trainer, self.meter.seconds
         tokens = self.total * trainer.config.batch_size * trainer.batches.length
         peak, peak_source = peak_flops(trainer.device, trainer.dtype)
+        self.power.read()
+        spent = self.ledger.facts(self._joules())
         validations = [row for row in read_metrics(trainer.folder) if row.get("validation_loss") is not None]
         return {
             "format_version": 1,
@@ -102,6 +147,7 @@ class Logbook:
             "tokens": tokens,
             "epochs": self.total / trainer.batches.steps_per_epoch,
             "train_seconds": round(seconds, 3),
+            "seconds": spent["seconds"],
             "tokens_per_second": round(tokens / seconds, 1),
             "mfu": round(tokens / seconds * _token_share(trainer), 4),
             "peak_tflops": round(peak / 1e12, 3),
@@ -111,6 +157,10 @@ class Logbook:
             "micro_batch_size": trainer.rows,
             "compiled": trainer.graphs is not None,
             **self._graph_counts(),
+            "energy_kwh": round(spent["energy_joules"] / 3.6e6, 6) if spent["metered_seconds"] else None,
+            "energy_seconds": spent["metered_seconds"],
+            "energy_source": self.power.source,
+            "cost": spent["cost"],
             "final_validation_loss": validations[-1]["validation_loss"] if validations else None,
             "best_validation_loss": min((row["validation_loss"] for row in validations), default=None),
         }
@@ -120,3 +170,7 @@ def _token_share(trainer: Trainer) -> float:
     """Seconds that a token takes at the device's peak."""
     peak, _ = peak_flops(trainer.device, trainer.dtype)
     return flops_per_token(trainer.model.config, trainer.batches.length) / peak
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -138,7 +138,8 @@ def train(trainer: Trainer) -> dict[str, Any]:
         if progress.step:
             book.say(f"going on from step {progress.step}")
             if not book.metrics.validated(progress.step) and _due(trainer, "eval", progress.step, total):
-                _validate(trainer, progress.step, book)
+                with book.spend("validation"):
+                    _validate(trainer, progress.step, book)
         _take_steps(trainer, optimizer, progress, total, signals, book)
         if signals.received:  # even in the last step: what comes after training has not been done
             raise Interrupted(signals.received, progress.step)
@@ -157,7 +158,7 @@ def _take_steps(
         for step in steps:
             profile_step(step - begin + 1)
             with trainer.mark("step"):
-                with trainer.mark("data"):
+                with trainer.mark("data"), book.spend("waiting"):
                     batch = next(ahead)
                 lr = progress.lr_factor * learning_rate(config.schedule, config.optimizer.lr, step, total)
                 loss, norm = train_step(trainer, optimizer, batch, lr)
@@ -166,22 +167,22 @@ def _take_steps(
             if done % config.log_every == 0 or done in (1, total):
                 book.step(done, float(loss), lr, float(norm))
                 _check_finite(trainer, loss, norm, done)
-            with book.pause():
-                if _due(trainer, "checkpoint", done, total) or signals.received:
+            if _due(trainer, "checkpoint", done, total) or signals.received:
+                with book.spend("checkpoints"):
                     _check_finite(trainer, loss, norm, done)
                     progress.train_seconds = book.meter.seconds
+                    book.metrics.sync()
                     _save(trainer, optimizer, progress, book)  # nothing that took long is lost by what comes after
-                if signals.received:
-                    return
-                if _due(trainer, "eval", done, total):
+            if signals.received:
+                return
+            if _due(trainer, "eval", done, total):
+                with book.spend("validation"):
                     _validate(trainer, done, book)
 
 
 def _due(trainer: Trainer, what: Literal["eval", "checkpoint"], done: int, total: int) -> bool:
     """Whether a validation or a checkpoint comes after this step."""
-    eval_every = trainer.config.eval_every or max(1, total // 10)
-    every = eval_every if what == "eval" else trainer.config.checkpoint_every or eval_every
-    return done % every == 0 or done == total
+    return done % trainer.config.every(what, total) == 0 or done == total
 
 
 @contextmanager
