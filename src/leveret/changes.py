@@ -20,8 +20,8 @@ from leveret.training.checkpoint import find_checkpoint
 from leveret.training.config import TrainingConfig
 from leveret.training.schedule import learning_rate
 
-HARMLESS = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_last", "price", "trackers"}
-"""Keys of training that change no weight."""
+HARMLESS = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_last", "price", "trackers", "guard"}
+"""Keys of training that change no weight; the guard's change none as long as nothing goes wrong."""
 LAST_BITS = {"micro_batch_size", "compile", "loss_kernel", "gradient_checkpointing", "deterministic"}
 """Keys that cut or compute the same steps otherwise."""
 LENGTH = {"steps", "tokens", "epochs"}
@@ -65,7 +65,7 @@ def of_training(folder: Path, stage: str, recipe: Recipe) -> tuple[int, Training
         change
         for part in ("model", stage)
         for change in changes(old.get(part), new.get(part), part)
-        if change[0] not in unimportant
+        if ".".join(change[0].split(".")[:2]) not in unimportant
     ]
     try:
         config = type(getattr(recipe, stage)).model_validate(old.get(stage))

@@ -75,6 +75,18 @@ class ScheduleConfig(Config):
     """wsd: share of the steps that the final, linear decay takes."""
 
 
+class GuardConfig(Config):
+    """What is done when the loss or the gradients are no numbers. Such a step is always passed over."""
+
+    max_skipped: int = Field(5, gt=0)
+    """Steps passed over in a row, and still so when a line of metrics or a checkpoint is due, after which training
+    goes back to the last good checkpoint, leaves their data out and lowers the rate."""
+    rollback_lr: float = Field(0.5, gt=0, le=1)
+    """Factor on the learning rate from then on, each time."""
+    max_rollbacks: int = Field(3, ge=0)
+    """How often in a stage; the next time it stops, and failure.md says why."""
+
+
 class TrainingConfig(Config):
     """One stage of training."""
 
@@ -113,6 +125,8 @@ class TrainingConfig(Config):
     """Only deterministic kernels, so that resuming is exact on CUDA too."""
     seed: int = 0
     """Names the order of the data, and the initial weights in pretraining."""
+    guard: GuardConfig = GuardConfig()
+    """What is done when the numbers go wrong."""
     log_every: int = Field(10, gt=0)
     """Steps between two lines of metrics."""
     eval_every: int | None = Field(None, gt=0)
