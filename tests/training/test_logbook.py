@@ -19,7 +19,7 @@ from leveret.model.decoder import Decoder
 from leveret.training import meter, power
 from leveret.training.loop import train
 from leveret.training.meter import Clock, Meter, read_ledger
-from leveret.training.metrics import MetricsLog, append_event, read_events, read_metrics
+from leveret.training.metrics import Lines, MetricsLog, read_events, read_metrics
 from leveret.training.objective import NextToken
 from leveret.training.plots import Painter
 from leveret.training.power import Power
@@ -64,11 +64,27 @@ def interrupted(*_: object) -> None:
 def test_a_line_cut_short_costs_no_other(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
-    append_event(tmp_path, {"kind": "spike", "step": 1})
-    with (tmp_path / "events.jsonl").open("a") as file:
-        file.write('{"kind": "sig')
-    append_event(tmp_path, {"kind": "restart", "step": 1})
+    (tmp_path / "events.jsonl").write_text('{"kind": "spike", "step": 1}\n{"kind": "sig')
+    events = Lines(tmp_path / "events.jsonl")
+    events.write({"kind": "restart", "step": 1})
+    events.close()
     assert [event["kind"] for event in read_events(tmp_path)] == ["spike", "restart"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_what_a_full_disk_does_not_take_is_written_later(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0)
+    log.write({"step": 1, "loss": 3.0})
+    disk = log.file
+    with Path("/dev/full").open("ab", buffering=0) as full:
+        log.file = full
+        log.write({"step": 2, "loss": 2.0})
+        log.write({"step": 2, "validation_loss": 2.5})
+    assert log.validated(2)
+    log.file = disk
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+    log.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 2]
 
 
 def test_failures_and_restarts_are_events(tmp_path: Path, store: TokenStore) -> None:

@@ -87,6 +87,19 @@ class GuardConfig(Config):
     """How often in a stage; the next time it stops, and failure.md says why."""
 
 
+class ParallelConfig(Config):
+    """How several processes, started by torchrun, train one model. On one device nothing of it matters."""
+
+    kind: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp: the whole model on every device. fsdp: a share of every matrix on each (FSDP2), so that larger models fit.
+    auto: ddp, unless weights, gradients and moments would fill more than half of a device's memory."""
+    shard_ranks: int | None = Field(None, gt=0)
+    """fsdp: devices that share one copy of the weights; other groups of as many hold the same (hybrid sharding).
+    None: those of one machine."""
+    patience: float = Field(300.0, gt=0)
+    """Seconds that the others wait for a device that does not get on, before all are ended and its name is told."""
+
+
 class TrainingConfig(Config):
     """One stage of training."""
 
@@ -127,6 +140,8 @@ class TrainingConfig(Config):
     """Names the order of the data, and the initial weights in pretraining."""
     guard: GuardConfig = GuardConfig()
     """What is done when the numbers go wrong."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How several devices share the work."""
     log_every: int = Field(10, gt=0)
     """Steps between two lines of metrics."""
     eval_every: int | None = Field(None, gt=0)
@@ -140,6 +155,9 @@ class TrainingConfig(Config):
 
     price: float | None = Field(None, ge=0)
     """Dollars that an hour on this machine costs, for the cost in summary.json."""
+    trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
+    """Dashboards that are told what metrics.jsonl says; Weights & Biases without a network, unless WANDB_MODE says
+    otherwise. The packages come with leveret[tracking]."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingConfig:

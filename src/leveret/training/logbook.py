@@ -19,11 +19,12 @@ from leveret.hardware.memory import peak_memory
 from leveret.hardware.peak import peak_flops
 from leveret.model.counts import flops_per_token
 from leveret.training.meter import Clock, Ledger, Meter
-from leveret.training.metrics import MetricsLog, append_event, read_metrics
+from leveret.training.metrics import Lines, MetricsLog, read_metrics
 from leveret.training.plots import Painter
 from leveret.training.power import Power
 from leveret.training.progress import Progress
 from leveret.training.signals import Interrupted
+from leveret.training.trackers import Trackers
 
 if TYPE_CHECKING:
     from leveret.training.loop import Trainer
@@ -35,6 +36,8 @@ class Logbook:
     def __init__(self, trainer: Trainer, progress: Progress, total: int) -> None:
         self.trainer, self.progress, self.total = trainer, progress, total
         self.metrics = MetricsLog(trainer.folder, progress.step)
+        self.events = Lines(trainer.folder / "events.jsonl")
+        self.trackers = Trackers(trainer.config.trackers, trainer.folder, trainer.console.print)
         self.display = Display(trainer.console, trainer.label, total, progress.step)
         self.clock, self.power = Clock(), Power(trainer.device)
         self.meter = self._meter()
@@ -48,6 +51,7 @@ class Logbook:
     def __enter__(self) -> Logbook:
         if any(self.ledger.before["seconds"].values()):
             self.event("restart", self.progress.step)
+        self.trackers.tell(read_metrics(self.trainer.folder))
         self.display.__enter__()
         return self
 
@@ -62,6 +66,8 @@ class Logbook:
                     "failed", self.progress.step, error=" ".join(f"{type(value).__name__}: {value}".split())[:500]
                 )
             self._account(now=True)
+        self.events.close()
+        self.trackers.close()
         self.painter.finish(self.say)
 
     def restart(self, progress: Progress) -> None:
@@ -78,7 +84,7 @@ class Logbook:
     def event(self, kind: str, step: int, **facts: Any) -> None:
         """Something happened that is no figure of a step."""
         row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": kind, "step": step} | facts
-        append_event(self.trainer.folder, row)
+        self.events.write(row)
 
     def spend(self, kind: str) -> AbstractContextManager[None]:
         """Time in here is for waiting, checkpoints or validation."""
@@ -93,6 +99,7 @@ class Logbook:
         row |= self.meter.lap(done) | {"peak_memory_bytes": peak_memory(self.trainer.device)} | facts
         row |= self.power.read() | self._graph_counts()
         self.metrics.write(row)
+        self.trackers.tell([row])
         self._account()
         self.painter.update()
         shown = f"loss {loss:.3f} · {row['tokens_per_second']:,.0f} tokens/s"
@@ -101,6 +108,7 @@ class Logbook:
     def validation(self, step: int, found: dict[str, Any]) -> None:
         """What a validation found, into the metrics."""
         self.metrics.write({"step": step} | found)
+        self.trackers.tell([{"step": step} | found])
         self.painter.update()
 
     def _left(self, done: int) -> str:

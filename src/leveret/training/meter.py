@@ -6,7 +6,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -140,8 +140,9 @@ class Ledger:
         if now or time.monotonic() - self.written >= self.EVERY:
             self.written = time.monotonic()
             partial = self.path.with_name(f".{self.path.name}.partial")
-            partial.write_text(json.dumps(self.facts(joules), indent=2) + "\n", encoding="utf-8")
-            partial.replace(self.path)
+            with suppress(OSError):  # a full disk: the next time, perhaps
+                partial.write_text(json.dumps(self.facts(joules), indent=2) + "\n", encoding="utf-8")
+                partial.replace(self.path)
 
 
 def read_ledger(folder: Path) -> dict[str, Any]:

@@ -5,40 +5,75 @@ The CSV, the plots and the trackers are made from these.
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+log = logging.getLogger("leveret")
 
 
-class MetricsLog:
+class Lines:
+    """A file that grows by whole lines of JSON. A disk that is full or fails stops nothing: what it does not take
+    waits for the next line."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("ab", buffering=0)
+        self.size = path.stat().st_size
+        self.waiting = b"" if not self.size or path.read_bytes().endswith(b"\n") else b"\n"  # a crash cut it short
+
+    def write(self, row: Row) -> None:
+        self.waiting += json.dumps(row).encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        try:
+            if self.file.write(self.waiting) != len(self.waiting):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            log.warning("%s waits to be written (%s)", self.file.name, error.strerror)
+            with suppress(OSError):
+                self.file.truncate(self.size)
+        else:
+            self.size += len(self.waiting)
+            self.waiting = b""
+
+    def sync(self) -> None:
+        """What was written outlives a loss of power too, as the checkpoint that is saved next does."""
+        with suppress(OSError):
+            os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        if self.waiting:
+            self.flush()
+        self.file.close()
+
+
+class MetricsLog(Lines):
     """Reopened at a step, it cuts off what came after, in one replacement that a kill leaves whole."""
 
     def __init__(self, folder: Path, resume_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.jsonl"
+        path, partial = folder / "metrics.jsonl", folder / ".metrics.jsonl.partial"
         kept = [row for row in read_metrics(folder) if row["step"] <= resume_step]
-        partial = folder / ".metrics.jsonl.partial"
         with partial.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(self.path)
-        self.file = self.path.open("a", buffering=1, encoding="utf-8")
+        partial.replace(path)
         self.losses = {row["step"]: row["validation_loss"] for row in kept if "validation_loss" in row}
+        super().__init__(path)
 
     def write(self, row: Row) -> None:
-        self.file.write(json.dumps(row) + "\n")
+        super().write(row)
         if "validation_loss" in row:
             self.losses[row["step"]] = row["validation_loss"]
-
-    def sync(self) -> None:
-        """What was written outlives a loss of power too, as the checkpoint that is saved next does."""
-        os.fsync(self.file.fileno())
 
     def validated(self, step: int) -> bool:
         return step in self.losses
@@ -46,9 +81,6 @@ class MetricsLog:
     def best_step(self) -> int | None:
         """The step with the lowest validation loss so far."""
         return min(self.losses, key=self.losses.__getitem__, default=None)
-
-    def close(self) -> None:
-        self.file.close()
 
 
 def read_metrics(folder: Path) -> list[Row]:
@@ -59,15 +91,6 @@ def read_metrics(folder: Path) -> list[Row]:
 def read_events(folder: Path) -> list[Row]:
     """The rows of events.jsonl; a line that a crash cut short is left out."""
     return list(filter(None, _rows(folder / "events.jsonl")))
-
-
-def append_event(folder: Path, row: Row) -> None:
-    """Adds a line to events.jsonl, behind one that a crash cut short too."""
-    with (folder / "events.jsonl").open("ab+") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(end - 1, 0))
-        whole = file.read() in (b"", b"\n")
-        file.write(b"\n" * (not whole) + json.dumps(row).encode() + b"\n")
 
 
 def _rows(path: Path) -> Iterator[Row]:

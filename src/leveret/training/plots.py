@@ -11,7 +11,7 @@ import csv
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ def plot_training(folder: Path, title: str) -> None:
             label, unit = PANELS[key]
             steps, values = zip(*_points(rows, key), strict=True)
             axes.plot(steps, [value / unit for value in values], color=RATES, linewidth=1)
-            axes.set_ylim(0, _top([value / unit for value in values]))
+            axes.set_ylim(_limits([value / unit for value in values], floor=0.0))
             axes.set_ylabel(label)
             _mark(axes, events)
         figure.axes[0].set_title(title)
@@ -127,11 +127,13 @@ def _points(rows: list[Row], key: str) -> list[tuple[int, float]]:
     return [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
 
 
-def _top(values: Iterable[float]) -> float:
-    """The upper end of an axis from 0: above nearly all values, so that a few far out do not flatten the rest."""
+def _limits(values: list[float], floor: float | None = None) -> tuple[float, float]:
+    """The ends of an axis: around nearly all values, so that a few far out do not flatten the rest."""
     ordered = sorted(values)
-    usual = ordered[int(0.98 * (len(ordered) - 1))]
-    return min(ordered[-1], 2 * usual) * 1.08 or 1.0
+    usual, low = ordered[int(0.98 * (len(ordered) - 1))], ordered[0] if floor is None else floor
+    high = min(ordered[-1], usual + (usual - low))
+    room = 0.06 * (high - low) or 1.0
+    return low if floor is not None else low - room, high + room
 
 
 def _loss(axes: Axes, rows: list[Row], events: list[Row], begin: float) -> None:
@@ -148,10 +150,12 @@ def _loss(axes: Axes, rows: list[Row], events: list[Row], begin: float) -> None:
             *zip(*validation, strict=True), label="validation", color=VALIDATION, linewidth=1.4,
             marker="o" if few else "", markersize=3.5,
         )  # fmt: skip
+    if begin and training + validation:
+        axes.set_ylim(_limits([value for _, value in training + validation]))
     _mark(axes, [event for event in events if event["step"] >= first])
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=True)
+        axes.legend(frameon=True, fontsize="small", loc="upper right")
 
 
 def _mark(axes: Axes, events: list[Row]) -> None:
