@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tiny_training import LENGTH, VOCABULARY, document, unpainted
+from tiny_training import VOCABULARY, document, plain_store, unpainted
 
 from leveret.data.shards import ShardWriter, TokenStore
-from leveret.data.windows import Windows, concatenated
+from leveret.data.windows import Windows
 
 
 @pytest.fixture(autouse=True)
@@ -16,17 +16,13 @@ def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    """Plain documents, and a masked split of rows of two documents each as fine-tuning has them."""
-    folder = tmp_path_factory.mktemp("shards")
-    writer = ShardWriter(folder / "plain", VOCABULARY, 400)
-    for number in range(90):
-        writer.add("train" if number % 6 else "validation", document(number, 10 + number % 7), 20)
-    writer.finish({n: concatenated(writer.starts(n), s.tokens, LENGTH) for n, s in writer.splits.items()}, {})
-    return TokenStore(folder / "plain")
+    """Plain documents."""
+    return plain_store(tmp_path_factory.mktemp("shards") / "plain")
 
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """A masked split of rows of two documents each, as fine-tuning has them."""
     folder = tmp_path_factory.mktemp("shards")
     writer = ShardWriter(folder / "packed", VOCABULARY, 400, masked=True)
     windows, start = [], 0

@@ -10,7 +10,8 @@ from rich.console import Console
 from torch import Tensor
 
 from leveret.data.batches import Batches
-from leveret.data.shards import TokenStore
+from leveret.data.shards import ShardWriter, TokenStore
+from leveret.data.windows import concatenated
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.training.checkpoint import find_checkpoint
@@ -31,6 +32,15 @@ def document(number: int, length: int) -> list[int]:
     for place in range(1, length):
         ids.append((ids[-1] * 5 + number + (place * place) % 3) % VOCABULARY)
     return ids
+
+
+def plain_store(folder: Path) -> TokenStore:
+    """Documents in two splits, their windows one after the other."""
+    writer = ShardWriter(folder, VOCABULARY, 400)
+    for number in range(90):
+        writer.add("train" if number % 6 else "validation", document(number, 10 + number % 7), 20)
+    writer.finish({n: concatenated(writer.starts(n), s.tokens, LENGTH) for n, s in writer.splits.items()}, {})
+    return TokenStore(folder)
 
 
 def decoder(**knobs: Any) -> Decoder:

@@ -13,11 +13,11 @@ import math
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from leveret.data.batches import Batch, Batches
 from leveret.errors import UserError
@@ -25,6 +25,9 @@ from leveret.training.checkpoint import Checkpoint, open_checkpoint, steps_on_di
 from leveret.training.config import GuardConfig
 from leveret.training.metrics import read_metrics
 from leveret.training.progress import Progress
+
+if TYPE_CHECKING:
+    from leveret.training.loop import Trainer
 
 WINDOW = 128
 """Steps that a spike is measured against, and the most that pass before the device is asked."""
@@ -76,16 +79,33 @@ def _foretold(values: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, flo
     return expected, max(math.sqrt(left @ left / (count - 2)), 1e-3 * abs(expected))
 
 
+class Beginning:
+    """A stage's state before its first step: the weights, in the host's memory; there is nothing else yet."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.weights = [parameter.detach().to("cpu", copy=True) for parameter in trainer.model.parameters()]
+        self.scaler = trainer.scaler.state_dict()
+
+    @torch.no_grad()
+    def restore(self, trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:
+        for parameter, weight in zip(trainer.model.parameters(), self.weights, strict=True):
+            parameter.copy_(weight)
+        optimizer.state.clear()
+        if self.scaler:
+            trainer.scaler.load_state_dict(self.scaler)
+        torch.manual_seed(trainer.config.seed)
+
+
 class Guard:
-    """Watches a stage's steps. Also holds the weights it began with, until there is a checkpoint to go back to.
+    """Watches a stage's steps.
 
     Args:
-        scaler: while its scale is 1 or more, gradients that are none are its search for one, and no bad step.
+        beginning: what to go back to, until there is a checkpoint.
     """
 
-    def __init__(self, config: GuardConfig, device: torch.device, scaler: torch.amp.GradScaler) -> None:
-        self.config, self.scaler = config, scaler
-        self.noted = torch.zeros(WINDOW, 2, device=device)
+    def __init__(self, trainer: Trainer, beginning: Beginning | None) -> None:
+        self.config, self.scaler, self.beginning = trainer.config.guard, trainer.scaler, beginning
+        self.noted = torch.zeros(WINDOW, 2, device=trainer.device)
         self.count = 0
         self.trends = {"loss": Trend(), "grad_norm": Trend()}
 
@@ -113,7 +133,13 @@ class Guard:
         return rows[-1][0], rows[-1][1]
 
     def _seeking(self) -> bool:
+        """Whether gradients that are no numbers are only the scaler's search for a scale, in float16."""
         return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+
+    def forget_beginning(self, checkpoints: Path) -> None:
+        """Its memory is given back once there is a checkpoint."""
+        if self.beginning is not None and steps_on_disk(checkpoints):
+            self.beginning = None
 
     def check(self, progress: Progress) -> None:
         """Raises RollBack where the steps last read were bad, too many in a row. Called at steps that only their
@@ -122,32 +148,25 @@ class Guard:
             raise RollBack(progress.step - progress.bad_in_a_row)
 
 
-class Beginning:
-    """A model's weights before the first step, in the host's memory."""
+def good_checkpoint(folder: Path, first: int) -> tuple[Checkpoint, int] | None:
+    """Where to go back to when the steps from `first` on, counted from 0, are bad; and the step that its weights are
+    of, since those of a checkpoint that was made among bad steps are of before them.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.tensors = [tensor.detach().to("cpu", copy=True) for tensor in model.state_dict().values()]
-
-    @torch.no_grad()
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        for tensor, kept in zip(model.state_dict().values(), self.tensors, strict=True):
-            tensor.copy_(kept)
-        optimizer.state.clear()
-
-
-def good_checkpoint(folder: Path, first: int) -> Checkpoint | None:
-    """Where to go back to when the steps from `first` on, counted from 0, are bad.
-
-    It is the newest one that a good step was taken from, since the weights themselves may be what is bad; where there
-    is none, one that the first bad step was taken from.
+    It is the newest one that a good step was taken from, as the weights themselves may be what is bad; where there is
+    none, one that the first bad step was taken from.
     """
-    steps = [step for step in steps_on_disk(folder) if step <= first]
-    for step in sorted(steps, key=lambda step: (step < first, step), reverse=True):
+    last = None
+    for number in reversed(steps_on_disk(folder)):
         try:
-            return open_checkpoint(folder / f"step-{step:08d}")
+            found = open_checkpoint(folder / f"step-{number:08d}")
         except UserError:
             continue
-    return None
+        step = number - found.state["bad_in_a_row"]
+        if step < first:
+            return found, step
+        if step == first and last is None:
+            last = found, step
+    return last
 
 
 def lower(progress: Progress, config: GuardConfig, places: set[int], to_step: int) -> None:
@@ -206,6 +225,6 @@ def refuse_strange_ids(batch: Batch, batches: Batches, step: int, vocabulary: in
     row = int(strange.any(axis=1).argmax())
     window = int(batches.windows_of(step)[batches.rank * batches.share + row])
     raise UserError(
-        f"the batch of step {step + 1} has token ids outside the vocabulary of {vocabulary}: row {row}, window {window} "
-        "of the split; its shards are damaged (`leveret data verify` names the file): prepare the data again"
+        f"the batch of step {step + 1} has token ids outside the vocabulary of {vocabulary}: row {row}, window "
+        f"{window} of the split; its shards are damaged (`leveret data verify` names the file): prepare the data again"
     )

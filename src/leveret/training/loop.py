@@ -1,7 +1,7 @@
 """The training loop. Pretraining, fine-tuning and all that follows go through it.
 
     batch of a step, made ahead --> micro-batches --> forward, backward --> clip --> optimizer
-                                                           --> metrics, validation, checkpoint
+                                                           --> metrics, guard, checkpoint, validation
 
 A run that was stopped goes on from its newest whole checkpoint and, on the same machine and settings, takes the same
 steps to the last bit: the order of the data is a function of the step, and every random state is in the checkpoint.
@@ -26,11 +26,22 @@ from leveret.data.batches import Batch, Batches
 from leveret.errors import UserError
 from leveret.hardware.device import pick_dtype
 from leveret.model.decoder import Decoder
-from leveret.training.checkpoint import find_checkpoint, prune_checkpoints, save_checkpoint
+from leveret.training.checkpoint import Checkpoint, find_checkpoint, prune_checkpoints, save_checkpoint
 from leveret.training.config import TrainingConfig
 from leveret.training.dry_run import memory_told, settle
+from leveret.training.faults import Faults
 from leveret.training.float8 import to_float8
 from leveret.training.graphs import Graphs
+from leveret.training.guards import (
+    WINDOW,
+    Beginning,
+    Guard,
+    RollBack,
+    good_checkpoint,
+    lower,
+    refuse_strange_ids,
+    write_failure,
+)
 from leveret.training.logbook import Logbook
 from leveret.training.objective import Loss, Objective, mean_loss
 from leveret.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
@@ -52,6 +63,7 @@ class Trainer:
     profile: write a trace of some steps and a table of where their time goes.
 
     rows: of a micro-batch. graphs: counts what is compiled; None where nothing is. mark: names a part of a step.
+    faults: planted by a test.
     """
 
     label: str
@@ -73,6 +85,7 @@ class Trainer:
     loss: Loss = field(init=False)
     graphs: Graphs | None = field(init=False, default=None)
     mark: Callable[[str], AbstractContextManager[Any]] = field(init=False, default=record_function)
+    faults: Faults = field(init=False)
 
     def __post_init__(self) -> None:
         self.dtype = pick_dtype(self.config.precision, self.device)
@@ -80,6 +93,7 @@ class Trainer:
         self.loss = Loss(self.model, self.objective)
         given = self.config.micro_batch_size
         self.rows = self.batches.share if given is None or given == "auto" else given
+        self.faults = Faults.from_environment(self.batches.rank)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
@@ -127,12 +141,14 @@ def train(trainer: Trainer) -> dict[str, Any]:
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; everything is saved.
-        UserError: the loss is no longer a number, or the memory is too small.
+        UserError: numbers went wrong again and again, the data is damaged, or the memory is too small.
     """
     total = trainer.config.total_steps(len(trainer.batches.split.windows), trainer.batches.length)
     optimizer = set_up(trainer)
     state = _resume(trainer, optimizer)
     progress = Progress.of(state)
+    trainer.batches.skipped = frozenset(progress.skipped)
+    guard = Guard(trainer, None if state else Beginning(trainer))
     with Signals() as signals, Logbook(trainer, progress, total) as book:
         settle(trainer, total, state, book.say)
         if progress.step:
@@ -140,44 +156,104 @@ def train(trainer: Trainer) -> dict[str, Any]:
             if not book.metrics.validated(progress.step) and _due(trainer, "eval", progress.step, total):
                 with book.spend("validation"):
                     _validate(trainer, progress.step, book)
-        _take_steps(trainer, optimizer, progress, total, signals, book)
+        while True:
+            try:
+                _take_steps(trainer, optimizer, guard, progress, total, signals, book)
+                break
+            except RollBack as wanted:
+                _roll_back(trainer, optimizer, guard, progress, wanted.first, book)
         if signals.received:  # even in the last step: what comes after training has not been done
             raise Interrupted(signals.received, progress.step)
         return book.summary()
 
 
 def _take_steps(
-    trainer: Trainer, optimizer: torch.optim.Optimizer, progress: Progress, total: int, signals: Signals, book: Logbook
+    trainer: Trainer,
+    optimizer: torch.optim.Optimizer,
+    guard: Guard,
+    progress: Progress,
+    total: int,
+    signals: Signals,
+    book: Logbook,
 ) -> None:
-    """Every step from where progress is, until the end or a signal."""
-    config, begin = trainer.config, progress.step
+    """Every step from where progress is, until the end or a signal.
+
+    Raises:
+        RollBack: they have led nowhere.
+    """
+    config, begin, owed = trainer.config, progress.step, False
     book.restart(progress)
     steps = range(begin, total)
-    ahead = prefetch(lambda step: trainer.micro_batches(trainer.batches.batch(step)), steps, trainer.device)
+    ahead = prefetch(lambda step: _make(trainer, step), steps, trainer.device)
     with closing(ahead), _no_garbage(), memory_told(trainer), profiled(trainer, book.say) as profile_step:
         for step in steps:
             profile_step(step - begin + 1)
-            with trainer.mark("step"):
+            trainer.faults.strike(step + 1)
+            with trainer.mark("step"), trainer.faults.gradients(trainer.batches.place(step), trainer.model):
                 with trainer.mark("data"), book.spend("waiting"):
-                    batch = next(ahead)
+                    try:
+                        batch = next(ahead)
+                    except Exception:
+                        if step > begin:
+                            _save(trainer, optimizer, guard, progress, book)  # what has been done is whole
+                        raise
                 lr = progress.lr_factor * learning_rate(config.schedule, config.optimizer.lr, step, total)
-                loss, norm = train_step(trainer, optimizer, batch, lr)
+                guard.note(*train_step(trainer, optimizer, batch, lr))
             done = progress.step = step + 1
             book.watch_graphs("step", done)
-            if done % config.log_every == 0 or done in (1, total):
-                book.step(done, float(loss), lr, float(norm))
-                _check_finite(trainer, loss, norm, done)
-            if _due(trainer, "checkpoint", done, total) or signals.received:
-                with book.spend("checkpoints"):
-                    _check_finite(trainer, loss, norm, done)
-                    progress.train_seconds = book.meter.seconds
-                    book.metrics.sync()
-                    _save(trainer, optimizer, progress, book)  # nothing that took long is lost by what comes after
+            logs, saves = done % config.log_every == 0 or done in (1, total), _due(trainer, "checkpoint", done, total)
+            owed |= saves
+            if logs or saves or done % WINDOW == 0:
+                loss, norm = guard.read(progress, book.event)
+                if logs:
+                    book.step(done, loss, lr, norm)
+                guard.check(progress)
+            # Nothing that took long is lost by what comes after; but among bad steps a save would push out a good one.
+            if (owed and not progress.bad_in_a_row) or done == total or signals.received:
+                _save(trainer, optimizer, guard, progress, book)
+                owed = False
             if signals.received:
                 return
             if _due(trainer, "eval", done, total):
                 with book.spend("validation"):
                     _validate(trainer, done, book)
+
+
+def _make(trainer: Trainer, step: int) -> list[Batch]:
+    """A step's micro-batches, in the thread that works ahead."""
+    batches, faults = trainer.batches, trainer.faults
+    faults.load(step + 1)
+    batch = faults.corrupt(batches.place(step), batches.batch(step))
+    refuse_strange_ids(batch, batches, step, trainer.model.config.vocabulary)
+    return trainer.micro_batches(batch)
+
+
+def _roll_back(
+    trainer: Trainer, optimizer: torch.optim.Optimizer, guard: Guard, progress: Progress, first: int, book: Logbook
+) -> None:
+    """Goes back from bad steps, those from `first` on: to earlier weights, other data, a lower rate.
+
+    Raises:
+        UserError: it has done so as often as it may, or there is nothing to go back to.
+    """
+    found = good_checkpoint(trainer.folder / "checkpoints", first)
+    if progress.rollbacks == trainer.config.guard.max_rollbacks or (found is None and guard.beginning is None):
+        raise UserError(write_failure(trainer.folder, trainer.label, progress, first))
+    places = {trainer.batches.place(step) for step in range(first, progress.step)}
+    stopped, to = progress.step, 0
+    if found is not None:
+        checkpoint, to = found
+        _load(trainer, optimizer, checkpoint)
+    elif guard.beginning is not None:
+        guard.beginning.restore(trainer, optimizer)
+    progress.train_seconds = book.meter.seconds
+    lower(progress, trainer.config.guard, places, to)
+    trainer.batches.skipped = frozenset(progress.skipped)
+    book.event("roll-back", stopped, to=to, skipped=sorted(places), lr_factor=progress.lr_factor)
+    book.say(
+        f"steps {first + 1} to {stopped} gave no numbers; back to step {to}, without their data, at "
+        f"{progress.lr_factor:g} of the learning rate"
+    )
 
 
 def _due(trainer: Trainer, what: Literal["eval", "checkpoint"], done: int, total: int) -> bool:
@@ -212,40 +288,40 @@ def set_up(trainer: Trainer) -> torch.optim.Optimizer:
     return make_optimizer(trainer.model, config.optimizer, trainer.dtype)
 
 
-def _check_finite(trainer: Trainer, loss: Tensor, norm: Tensor, step: int) -> None:
-    """Stops before weights that are no longer numbers are saved: a gradient that is none has just spoilt them.
-
-    In float16 the scaler passes over such a step, which is no more than its search for a scale.
-    """
-    named = [("loss", float(loss))] + [("gradient norm", float(norm))] * (not trainer.scaler.is_enabled())
-    for name, value in named:
-        if not math.isfinite(value):
-            raise UserError(f"the {name} became {value} at step {step}; lower the learning rate")
-
-
 def _resume(trainer: Trainer, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Loads the newest whole checkpoint. Returns its state; if there is none, nothing."""
     found = find_checkpoint(trainer.folder / "checkpoints")
     if found is None:
         return {}
+    _load(trainer, optimizer, found)
+    return found.state
+
+
+def _load(trainer: Trainer, optimizer: torch.optim.Optimizer, found: Checkpoint) -> None:
+    """Weights, optimizer, scaler and random states as they were."""
     trainer.model.load_state_dict(found.weights(trainer.model.config))
     load_optimizer_state(trainer.model, optimizer, found.optimizer())
     if scaler := found.state.get("scaler"):
         trainer.scaler.load_state_dict(scaler)
     found.restore_random()
-    return found.state
 
 
-def _save(trainer: Trainer, optimizer: torch.optim.Optimizer, progress: Progress, book: Logbook) -> None:
+def _save(trainer: Trainer, optimizer: torch.optim.Optimizer, guard: Guard, progress: Progress, book: Logbook) -> None:
     gc.collect()
     folder = trainer.folder / "checkpoints"
-    state = progress.facts() | {
-        "micro_batch_size": trainer.rows,
-        "compiled": trainer.graphs is not None,
-        "scaler": trainer.scaler.state_dict(),
-    }
-    save_checkpoint(folder, trainer.model, optimizer_state(trainer.model, optimizer), state, trainer.recipe)
-    prune_checkpoints(folder, trainer.config.keep_last, book.metrics.best_step())
+    with book.spend("checkpoints"):
+        if guard.count:
+            guard.read(progress, book.event)
+        progress.train_seconds = book.meter.seconds
+        book.metrics.sync()
+        state = progress.facts() | {
+            "micro_batch_size": trainer.rows,
+            "compiled": trainer.graphs is not None,
+            "scaler": trainer.scaler.state_dict(),
+        }
+        save_checkpoint(folder, trainer.model, optimizer_state(trainer.model, optimizer), state, trainer.recipe)
+        prune_checkpoints(folder, trainer.config.keep_last, book.metrics.best_step())
+        guard.forget_beginning(folder)
 
 
 def _validate(trainer: Trainer, step: int, book: Logbook) -> None:
