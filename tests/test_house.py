@@ -29,7 +29,7 @@ ORDER: list[set[str]] = [
     {"planning"},
     {"export"},
     {"serving"},
-    {"run", "stages", "api", "report", "smoke", "audit", "changes"},
+    {"run", "stages", "api", "report", "smoke", "audit", "changes", "runs", "curves"},
     {"__init__"},
     {"cli"},
     {"__main__"},

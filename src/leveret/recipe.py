@@ -85,6 +85,12 @@ class Recipe(Config):
         length = self.finetune.sequence_length if self.finetune else None
         return length or self.model.max_position_embeddings
 
+    def with_price(self, price: float) -> Recipe:
+        """This recipe on a machine that costs so many dollars an hour."""
+        stages = {name: getattr(self, name) for name in ("pretrain", "finetune")}
+        changed = {name: stage.model_copy(update={"price": price}) for name, stage in stages.items() if stage}
+        return self.model_copy(update=changed)
+
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes of the package, by name."""

@@ -108,7 +108,12 @@ class Run:
             self.run.set_aside(name)
         self.run.begin(name, inputs)
         started = time.monotonic()
-        do()
+        try:
+            do()
+        except Exception as error:
+            if not hasattr(error, "exit_code"):  # being asked to stop is no failure
+                self.run.fail(name, error)
+            raise
         self.run.finish(name, inputs, time.monotonic() - started)
 
     def _goes_on(self, stage: str, stale: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,12 @@ class RunDir:
     def finish(self, stage: str, inputs: dict[str, str], seconds: float) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._record(stage, {"inputs": inputs, "finished": now, "seconds": round(seconds, 2)})
+
+    def fail(self, stage: str, error: Exception) -> None:
+        """Notes what ended a stage that was begun; `leveret runs` tells it."""
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        with suppress(OSError):  # a full disk: the error itself is what is to be told
+            self._record(stage, self.state()["stages"][stage] | {"failed": why})
 
     def _record(self, stage: str, entry: dict[str, Any]) -> None:
         state = self.state()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from leveret.cli import data, speak
+from leveret.cli.runs import runs_app
 
 if TYPE_CHECKING:
     from leveret.run import Run
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.add_typer(data.tokenizer_app, name="tokenizer")
 app.add_typer(data.data_app, name="data")
 app.add_typer(data.audit_app, name="audit")
+app.add_typer(runs_app, name="runs")
 speak.add_verbs(app)
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
@@ -37,6 +39,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps, ...
 Profile = Annotated[
     bool, typer.Option("--profile", help="Show where the time of training steps 5 to 10 goes; writes STAGE/profile/.")
 ]
+Price = Annotated[float | None, typer.Option(min=0, help="Dollars that an hour on this machine costs. [the recipe's]")]
 CopyData = Annotated[bool, typer.Option("--copy-data", help="Keep the token shards inside the run directory.")]
 
 
@@ -50,6 +53,7 @@ def _open(
     copy_data: bool = False,
     start_from: str | None = None,
     profile: bool = False,
+    price: float | None = None,
 ) -> Run:
     from rich.console import Console
 
@@ -61,6 +65,8 @@ def _open(
     console = Console(stderr=True, soft_wrap=True)
     if smoke:
         recipe = shrink(recipe, console)
+    if price is not None:
+        recipe = recipe.with_price(price)
     folder = run_dir or Path("runs") / recipe.name
     return Run(recipe, base, folder, console, device, copy_data, start_from, profile)
 
@@ -74,9 +80,10 @@ def run(
     device: Device = "auto",
     copy_data: CopyData = False,
     profile: Profile = False,
+    price: Price = None,
 ) -> None:
     """Do every stage of a recipe that is not already done; leaves report.md in the run directory."""
-    work = _open(recipe, overrides, run_dir, device, smoke=smoke, copy_data=copy_data, profile=profile)
+    work = _open(recipe, overrides, run_dir, device, smoke=smoke, copy_data=copy_data, profile=profile, price=price)
     work.upto()
     speak.summary(work)
 
@@ -101,9 +108,10 @@ def pretrain(
     run_dir: RunDirectory = None,
     device: Device = "auto",
     profile: Profile = False,
+    price: Price = None,
 ) -> None:
     """Train a recipe's model from nothing, after what that needs. A stopped run goes on where it was."""
-    _open(recipe, overrides, run_dir, device, profile=profile).upto("pretrain")
+    _open(recipe, overrides, run_dir, device, profile=profile, price=price).upto("pretrain")
 
 
 @app.command()
@@ -118,6 +126,7 @@ def finetune(
         str | None, typer.Option("--from", help="Fine-tune this model, RUN[/STAGE][@STEP], into a new run directory.")
     ] = None,
     profile: Profile = False,
+    price: Price = None,
 ) -> None:
     """Train a base model on a recipe's examples, after what that needs."""
     from leveret.errors import UserError
@@ -129,13 +138,13 @@ def finetune(
     if start_from is None:
         if recipe is None:
             raise UserError("say which recipe to fine-tune, or which run with --from")
-        _open(recipe, overrides, run_dir, device, profile=profile).upto("finetune")
+        _open(recipe, overrides, run_dir, device, profile=profile, price=price).upto("finetune")
         return
     source, _, _ = find_run(start_from)
     if run_dir is None:
         run_dir = Path("runs") / f"{source.name}-finetuned"
     name = recipe or str(source / "recipe.yaml")
-    _open(name, overrides, run_dir, device, start_from=start_from, profile=profile).upto("finetune")
+    _open(name, overrides, run_dir, device, start_from=start_from, profile=profile, price=price).upto("finetune")
 
 
 @app.command()

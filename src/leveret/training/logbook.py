@@ -41,7 +41,7 @@ class Logbook:
         self.display = Display(trainer.console, trainer.label, total, progress.step)
         self.clock, self.power = Clock(), Power(trainer.device)
         self.meter = self._meter()
-        self.ledger = Ledger(trainer.folder, self.clock, trainer.config.price)
+        self.ledger = Ledger(trainer.folder, self.clock, trainer.config.price, total)
         self.painter = Painter(trainer.folder, trainer.label)
 
     def _meter(self) -> Meter:
@@ -51,6 +51,7 @@ class Logbook:
     def __enter__(self) -> Logbook:
         if any(self.ledger.before["seconds"].values()):
             self.event("restart", self.progress.step)
+        self._account(now=True)
         self.trackers.tell(read_metrics(self.trainer.folder))
         self.display.__enter__()
         return self

@@ -109,15 +109,15 @@ class Meter:
 class Ledger:
     """ledger.json of a stage: all that was ever spent on it, on steps too that were lost in a crash.
 
-    seconds: by kind. energy_joules: over metered_seconds, the time in which the hardware counted them. cost: of all
-    seconds, in dollars; None without a price.
+    steps: of the whole stage. seconds: by kind. energy_joules: over metered_seconds, the time in which the hardware
+    counted them. cost: of all seconds, in dollars; None without a price.
     """
 
     EVERY = 10.0
     """Seconds between two writings at least: what a kill makes it forget."""
 
-    def __init__(self, folder: Path, clock: Clock, price: float | None) -> None:
-        self.path, self.clock, self.price = folder / "ledger.json", clock, price
+    def __init__(self, folder: Path, clock: Clock, price: float | None, steps: int) -> None:
+        self.path, self.clock, self.price, self.steps = folder / "ledger.json", clock, price, steps
         self.before = read_ledger(folder)
         self.written = time.monotonic()
 
@@ -129,6 +129,7 @@ class Ledger:
         metered = before["metered_seconds"] + (0.0 if joules is None else sum(now.values()))
         return {
             "format_version": 1,
+            "steps": self.steps,
             "seconds": {kind: round(value, 3) for kind, value in seconds.items()},
             "energy_joules": round(before["energy_joules"] + (joules or 0.0), 1),
             "metered_seconds": round(metered, 3),
@@ -147,9 +148,10 @@ class Ledger:
 
 def read_ledger(folder: Path) -> dict[str, Any]:
     """What ledger.json says; nothing spent, where there is none or it is damaged."""
-    nothing = {"seconds": {}, "energy_joules": 0.0, "metered_seconds": 0.0, "cost": None}
+    nothing: dict[str, Any] = {"steps": None, "seconds": {}, "energy_joules": 0.0, "metered_seconds": 0.0, "cost": None}
     try:
-        found = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
-        return nothing | found if isinstance(found["seconds"], dict) else nothing
-    except (OSError, ValueError, KeyError, TypeError):
+        found = nothing | json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
+        sums = [*found["seconds"].values(), found["energy_joules"], found["metered_seconds"]]
+    except (OSError, ValueError, TypeError, AttributeError):
         return nothing
+    return found if all(isinstance(each, int | float) for each in sums) else nothing

@@ -108,13 +108,13 @@ def plot_training(folder: Path, title: str) -> None:
             _loss(axes, rows, events, begin)
             axes.set_title(title)
             save(figure, name)
-        shown = [key for key in PANELS if _points(rows, key)]
+        shown = [key for key in PANELS if points(rows, key)]
         figure, panels = plt.subplots(max(len(shown), 1), 1, figsize=(7, 2.1 * max(len(shown), 1)), sharex=True)
         for axes, key in zip(panels if len(shown) > 1 else [panels], shown, strict=False):
             label, unit = PANELS[key]
-            steps, values = zip(*_points(rows, key), strict=True)
+            steps, values = zip(*points(rows, key), strict=True)
             axes.plot(steps, [value / unit for value in values], color=RATES, linewidth=1)
-            axes.set_ylim(_limits([value / unit for value in values], floor=0.0))
+            axes.set_ylim(limits([value / unit for value in values], floor=0.0))
             axes.set_ylabel(label)
             _mark(axes, events)
         figure.axes[0].set_title(title)
@@ -123,11 +123,11 @@ def plot_training(folder: Path, title: str) -> None:
         save(figure, "rates.png")
 
 
-def _points(rows: list[Row], key: str) -> list[tuple[int, float]]:
+def points(rows: list[Row], key: str) -> list[tuple[int, float]]:
     return [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
 
 
-def _limits(values: list[float], floor: float | None = None) -> tuple[float, float]:
+def limits(values: list[float], floor: float | None = None) -> tuple[float, float]:
     """The ends of an axis: around nearly all values, so that a few far out do not flatten the rest."""
     ordered = sorted(values)
     usual, low = ordered[int(0.98 * (len(ordered) - 1))], ordered[0] if floor is None else floor
@@ -139,8 +139,8 @@ def _limits(values: list[float], floor: float | None = None) -> tuple[float, flo
 def _loss(axes: Axes, rows: list[Row], events: list[Row], begin: float) -> None:
     """Training and validation loss from a share of the steps on, and what happened."""
     first = begin * max((row["step"] for row in rows), default=0)
-    training = [point for point in _points(rows, "loss") if point[0] >= first]
-    validation = [point for point in _points(rows, "validation_loss") if point[0] >= first]
+    training = [point for point in points(rows, "loss") if point[0] >= first]
+    validation = [point for point in points(rows, "validation_loss") if point[0] >= first]
     if training:
         marker = "." if len(training) == 1 else ""  # which is no line yet
         axes.plot(*zip(*training, strict=True), label="training", color=TRAINING, linewidth=1, marker=marker)
@@ -151,7 +151,7 @@ def _loss(axes: Axes, rows: list[Row], events: list[Row], begin: float) -> None:
             marker="o" if few else "", markersize=3.5,
         )  # fmt: skip
     if begin and training + validation:
-        axes.set_ylim(_limits([value for _, value in training + validation]))
+        axes.set_ylim(limits([value for _, value in training + validation]))
     _mark(axes, [event for event in events if event["step"] >= first])
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     if axes.get_legend_handles_labels()[0]:
