@@ -22,7 +22,7 @@ from leveret.training.schedule import learning_rate
 
 HARMLESS = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_last", "price", "trackers", "guard"}
 """Keys of training that change no weight; the guard's change none as long as nothing goes wrong."""
-LAST_BITS = {"micro_batch_size", "compile", "loss_kernel", "gradient_checkpointing", "deterministic"}
+LAST_BITS = {"micro_batch_size", "compile", "loss_kernel", "gradient_checkpointing", "deterministic", "parallel"}
 """Keys that cut or compute the same steps otherwise."""
 LENGTH = {"steps", "tokens", "epochs"}
 """Keys that say how long training is."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from leveret.data.batches import Batch, Batches
 from leveret.errors import UserError
 from leveret.hardware.device import pick_dtype
 from leveret.model.decoder import Decoder
-from leveret.training.checkpoint import Checkpoint, find_checkpoint, prune_checkpoints, save_checkpoint
+from leveret.training.checkpoint import Checkpoint, find_checkpoint
 from leveret.training.config import TrainingConfig
 from leveret.training.dry_run import memory_told, settle
 from leveret.training.faults import Faults
@@ -44,12 +44,15 @@ from leveret.training.guards import (
 )
 from leveret.training.logbook import Logbook
 from leveret.training.objective import Loss, Objective, mean_loss
-from leveret.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
+from leveret.training.optimizer import load_optimizer_state, make_optimizer
+from leveret.training.parallel import ALONE, Group, exchanging, spread
 from leveret.training.prefetch import prefetch
 from leveret.training.profile import profiled
 from leveret.training.progress import Progress
+from leveret.training.saving import Saver
 from leveret.training.schedule import learning_rate
-from leveret.training.signals import Interrupted, Signals
+from leveret.training.sharded import load_weights, whole
+from leveret.training.signals import Interrupted, Leaving, Signals
 from leveret.training.skipping import step_if
 
 
@@ -61,6 +64,8 @@ class Trainer:
     probe: called after each validation with (step, model); its result joins the metrics. It uses random generators of
         its own.
     profile: write a trace of some steps and a table of where their time goes.
+    room_after: bytes that stages after this one will need on the same disk.
+    group: the processes that train together; the batches are this one's part.
 
     rows: of a micro-batch. graphs: counts what is compiled; None where nothing is. mark: names a part of a step.
     faults: planted by a test.
@@ -78,11 +83,13 @@ class Trainer:
     recipe: str = ""
     probe: Callable[[int, Decoder], dict[str, Any]] | None = None
     profile: bool = False
+    room_after: int = 0
+    group: Group = ALONE
 
     dtype: torch.dtype = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     rows: int = field(init=False)
-    loss: Loss = field(init=False)
+    loss: torch.nn.Module = field(init=False)
     graphs: Graphs | None = field(init=False, default=None)
     mark: Callable[[str], AbstractContextManager[Any]] = field(init=False, default=record_function)
     faults: Faults = field(init=False)
@@ -116,18 +123,23 @@ def train_step(
     the same gradients. Where the loss or the norm is no number, nothing of the model or the optimizer changes. Nothing
     here waits for the device.
     """
-    config, scaler = trainer.config, trainer.scaler
-    weight = max(sum(trainer.objective.weight(each) for each in micro_batches), 1)
+    config, scaler, ranks = trainer.config, trainer.scaler, trainer.group
+    ours = sum(trainer.objective.weight(each) for each in micro_batches)
+    weight = ranks.sum(torch.full((), float(ours), device=trainer.device)).clamp_min(1)
     total = torch.zeros((), device=trainer.device)
-    for micro_batch in micro_batches:
-        with trainer.mark("forward"), trainer.autocast():
-            loss = trainer.loss(micro_batch) / weight
-        with trainer.mark("backward"):
-            scaler.scale(loss).backward()
+    for number, micro_batch in enumerate(micro_batches, 1):
+        with exchanging(trainer.loss, number == len(micro_batches)):
+            ranks.at("forward")
+            with trainer.mark("forward"), trainer.autocast():
+                loss = trainer.loss(micro_batch) / weight
+            ranks.at("backward")
+            with trainer.mark("backward"):
+                scaler.scale(loss).backward()
         total += loss.detach()
     with trainer.mark("optimizer"):
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), config.grad_clip or math.inf)
+        total = ranks.sum(total)
+        norm = whole(torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), config.grad_clip or math.inf))
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         step_if(total.isfinite() & norm.isfinite(), optimizer)
@@ -140,31 +152,33 @@ def train(trainer: Trainer) -> dict[str, Any]:
     """Trains to the end, or from where a checkpoint left off. Returns the summary.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; everything is saved.
-        UserError: numbers went wrong again and again, the data is damaged, or the memory is too small.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 came; everything is saved.
+        UserError: numbers went wrong again and again, the data is damaged, the memory or the disk is too small, nothing
+            can be saved, or another process trains here.
     """
     total = trainer.config.total_steps(len(trainer.batches.split.windows), trainer.batches.length)
-    optimizer = set_up(trainer)
-    state = _resume(trainer, optimizer)
-    progress = Progress.of(state)
-    trainer.batches.skipped = frozenset(progress.skipped)
-    guard = Guard(trainer, None if state else Beginning(trainer))
-    with Signals() as signals, Logbook(trainer, progress, total) as book:
-        settle(trainer, total, state, book.say)
-        if progress.step:
-            book.say(f"going on from step {progress.step}")
-            if not book.metrics.validated(progress.step) and _due(trainer, "eval", progress.step, total):
-                with book.spend("validation"):
-                    _validate(trainer, progress.step, book)
-        while True:
-            try:
-                _take_steps(trainer, optimizer, guard, progress, total, signals, book)
-                break
-            except RollBack as wanted:
-                _roll_back(trainer, optimizer, guard, progress, wanted.first, book)
-        if signals.received:  # even in the last step: what comes after training has not been done
-            raise Interrupted(signals.received, progress.step)
-        return book.summary()
+    with Signals() as signals, Saver(trainer, total) as saver:
+        optimizer = set_up(trainer)
+        state = _resume(trainer, optimizer)
+        progress = Progress.of(state)
+        trainer.batches.skipped = frozenset(progress.skipped)
+        guard = Guard(trainer, None if state else Beginning(trainer))
+        with Logbook(trainer, progress, total) as book:
+            settle(trainer, total, state, book.say)
+            if progress.step:
+                book.say(f"going on from step {progress.step}")
+                if not book.metrics.validated(progress.step) and _due(trainer, "eval", progress.step, total):
+                    _validate(trainer, progress.step, signals, book)
+            while not signals.received:
+                try:
+                    _take_steps(trainer, optimizer, guard, progress, total, signals, saver, book)
+                    break
+                except RollBack as wanted:
+                    saver.restart(book)
+                    _roll_back(trainer, optimizer, guard, progress, wanted.first, book)
+            if signals.received:  # even in the last step: what comes after training has not been done
+                raise Interrupted(signals.received, progress.step)
+            return book.summary()
 
 
 def _take_steps(
@@ -174,6 +188,7 @@ def _take_steps(
     progress: Progress,
     total: int,
     signals: Signals,
+    saver: Saver,
     book: Logbook,
 ) -> None:
     """Every step from where progress is, until the end or a signal.
@@ -194,29 +209,31 @@ def _take_steps(
                     try:
                         batch = next(ahead)
                     except Exception:
-                        if step > begin:
-                            _save(trainer, optimizer, guard, progress, book)  # what has been done is whole
+                        if step > begin and trainer.group.ranks == 1:  # else others are waiting in a step
+                            _save(trainer, optimizer, guard, progress, saver, book)  # what has been done is whole
                         raise
                 lr = progress.lr_factor * learning_rate(config.schedule, config.optimizer.lr, step, total)
                 guard.note(*train_step(trainer, optimizer, batch, lr))
             done = progress.step = step + 1
             book.watch_graphs("step", done)
             logs, saves = done % config.log_every == 0 or done in (1, total), _due(trainer, "checkpoint", done, total)
-            owed |= saves
+            owed |= saves or saver.overdue(book)
             if logs or saves or done % WINDOW == 0:
                 loss, norm = guard.read(progress, book.event)
                 if logs:
                     book.step(done, loss, lr, norm)
                 guard.check(progress)
             # Nothing that took long is lost by what comes after; but among bad steps a save would push out a good one.
-            if (owed and not progress.bad_in_a_row) or done == total or signals.received:
-                _save(trainer, optimizer, guard, progress, book)
+            stop = bool(signals.received)
+            last = signals if stop or done == total else None
+            if (owed and not progress.bad_in_a_row) or last is not None:
+                _save(trainer, optimizer, guard, progress, saver, book, last)
                 owed = False
-            if signals.received:
+            if not stop and _due(trainer, "eval", done, total) and not _validate(trainer, done, signals, book):
+                stop = True
+                _save(trainer, optimizer, guard, progress, saver, book, signals)
+            if stop:
                 return
-            if _due(trainer, "eval", done, total):
-                with book.spend("validation"):
-                    _validate(trainer, done, book)
 
 
 def _make(trainer: Trainer, step: int) -> list[Batch]:
@@ -285,7 +302,8 @@ def set_up(trainer: Trainer) -> torch.optim.Optimizer:
         to_float8(trainer.model, trainer.device)
     trainer.model.gradient_checkpointing = config.gradient_checkpointing
     trainer.model.train()
-    return make_optimizer(trainer.model, config.optimizer, trainer.dtype)
+    spread(trainer)
+    return make_optimizer(trainer.model, config.optimizer, trainer.dtype, trainer.group.share)
 
 
 def _resume(trainer: Trainer, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -299,44 +317,53 @@ def _resume(trainer: Trainer, optimizer: torch.optim.Optimizer) -> dict[str, Any
 
 def _load(trainer: Trainer, optimizer: torch.optim.Optimizer, found: Checkpoint) -> None:
     """Weights, optimizer, scaler and random states as they were."""
-    trainer.model.load_state_dict(found.weights(trainer.model.config))
+    load_weights(trainer.model, found.weights(trainer.model.config))
     load_optimizer_state(trainer.model, optimizer, found.optimizer())
     if scaler := found.state.get("scaler"):
         trainer.scaler.load_state_dict(scaler)
     found.restore_random()
 
 
-def _save(trainer: Trainer, optimizer: torch.optim.Optimizer, guard: Guard, progress: Progress, book: Logbook) -> None:
+def _save(
+    trainer: Trainer,
+    optimizer: torch.optim.Optimizer,
+    guard: Guard,
+    progress: Progress,
+    saver: Saver,
+    book: Logbook,
+    last: Signals | None = None,
+) -> None:
+    """Saves, or begins to. last: nothing is trained after it, or not before a while, so it is made sure of; a signal
+    shortens how long that may take."""
     gc.collect()
-    folder = trainer.folder / "checkpoints"
     with book.spend("checkpoints"):
         if guard.count:
             guard.read(progress, book.event)
         progress.train_seconds = book.meter.seconds
         book.metrics.sync()
-        state = progress.facts() | {
-            "micro_batch_size": trainer.rows,
-            "compiled": trainer.graphs is not None,
-            "scaler": trainer.scaler.state_dict(),
-        }
-        save_checkpoint(folder, trainer.model, optimizer_state(trainer.model, optimizer), state, trainer.recipe)
-        prune_checkpoints(folder, trainer.config.keep_last, book.metrics.best_step())
-        guard.forget_beginning(folder)
+        if last is None:
+            saver.save(optimizer, progress, book)
+        else:
+            saver.insist(optimizer, progress, book, last)
+        guard.forget_beginning(saver.folder)
 
 
-def _validate(trainer: Trainer, step: int, book: Logbook) -> None:
-    """Validation loss and the probe."""
+def _validate(trainer: Trainer, step: int, signals: Signals, book: Logbook) -> bool:
+    """Validation loss and the probe. A signal ends it early, with nothing told of it; then False."""
     gc.collect()
     found: dict[str, Any] = {}
-    if trainer.validation is not None:
-        batches = trainer.validation.in_order(trainer.config.eval_batches)
-        parts = (part for batch in batches for part in trainer.micro_batches(batch))
-        loss, _ = mean_loss(trainer.model, trainer.objective, parts, trainer.device, trainer.dtype)
-        found["validation_loss"] = loss
-        book.watch_graphs("validation", step)
-        book.say(f"step {step} · validation loss {loss:.4f}")
-    if trainer.probe is not None:
-        # What it calls has shapes of its own, which are not worth compiling for.
-        with torch.compiler.set_stance("force_eager") if trainer.graphs is not None else nullcontext():
-            found |= trainer.probe(step, trainer.model)
-    book.validation(step, found)
+    with book.spend("validation"), suppress(Leaving):
+        if trainer.validation is not None:
+            batches = trainer.validation.in_order(trainer.config.eval_batches)
+            parts = (part for batch in signals.heeded(batches) for part in trainer.micro_batches(batch))
+            loss, _ = mean_loss(trainer.model, trainer.objective, parts, trainer.device, trainer.dtype)
+            found["validation_loss"] = loss
+            book.watch_graphs("validation", step)
+            book.say(f"step {step} · validation loss {loss:.4f}")
+        if trainer.probe is not None:
+            # What it calls has shapes of its own, which are not worth compiling for.
+            with torch.compiler.set_stance("force_eager") if trainer.graphs is not None else nullcontext():
+                found |= trainer.probe(step, trainer.model)
+        book.validation(step, found)
+        return True
+    return False
