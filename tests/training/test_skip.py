@@ -14,10 +14,12 @@ from tiny_training import decoder, same, settings, trainer
 from torch import Tensor
 
 from leveret.data.shards import TokenStore
+from leveret.training import loop
 from leveret.training.adamw import AdamW
 from leveret.training.config import OptimizerConfig
 from leveret.training.loop import Trainer, set_up, train_step
-from leveret.training.optimizer import optimizer_state
+from leveret.training.optimizer import load_optimizer_state, optimizer_state
+from leveret.training.skipping import step_there
 
 KINDS: dict[str, dict[str, Any]] = {
     "adamw": {},
@@ -63,6 +65,14 @@ class Bench:
         return {name: tensor.clone() for name, tensor in state.items()}
 
 
+@pytest.fixture(params=["on the CPU", "on a device"])
+def _decided(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU, and as where nobody may wait for the device."""
+    if request.param == "on a device":
+        monkeypatch.setattr(loop, "step_if", step_there)
+
+
+@pytest.mark.usefixtures("_decided")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_spoilt_step_changes_no_bit(tmp_path: Path, store: TokenStore, kind: str, precision: str) -> None:
@@ -82,6 +92,7 @@ def test_a_spoilt_step_changes_no_bit(tmp_path: Path, store: TokenStore, kind: s
     assert all(tensor.isfinite().all() for tensor in after.values() if tensor.is_floating_point())
 
 
+@pytest.mark.usefixtures("_decided")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_steps_after_it_are_as_if_it_had_not_been(tmp_path: Path, store: TokenStore, kind: str) -> None:
     """Also where it is the very first, which makes the optimizer's state."""
@@ -102,3 +113,10 @@ def test_adamw_written_out_is_torchs(tmp_path: Path, store: TokenStore) -> None:
     assert mine.keys() == wanted.keys()
     for name, tensor in wanted.items():
         torch.testing.assert_close(mine[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_the_state_of_before_the_first_good_step_is_loaded(tmp_path: Path, store: TokenStore) -> None:
+    bench, again = Bench(tmp_path, store, "muon"), Bench(tmp_path, store, "muon")
+    bench.step(0, math.nan)
+    load_optimizer_state(again.run.model, again.optimizer, optimizer_state(bench.run.model, bench.optimizer))
+    assert [bench.step(number) for number in range(3)] == [again.step(number) for number in range(3)]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leveret.training.skipping import unless_skipped
+from leveret.training.skipping import undone_if_skipped
 
 
 class AdamW(torch.optim.Optimizer):
@@ -31,22 +31,23 @@ class AdamW(torch.optim.Optimizer):
         state, (beta1, beta2) = self.state[parameter], group["betas"]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
-            state.update(self.pack(torch.zeros_like(gradient), torch.zeros_like(gradient)))
-        step = state["step"] + 1
-        mean, square = self.unpack(state, gradient.shape)
-        mean = mean.lerp(gradient, 1 - beta1)
-        square = square.lerp(gradient.square(), 1 - beta2)
-        corrected = square.sqrt() / torch.sqrt(1 - beta2**step) + group["eps"]
-        decayed = parameter * (1 - group["lr"] * group["weight_decay"])
-        moved = decayed.sub_(mean / corrected * (group["lr"] / (1 - beta1**step)))
-        parameter.copy_(unless_skipped(self, moved, parameter))
-        for key, value in ({"step": step} | self.pack(mean, square)).items():
-            state[key] = unless_skipped(self, value, state[key])
+            state.update(self.pack(*(torch.zeros_like(gradient) for _ in range(3))))
+        with undone_if_skipped(self, parameter, *state.values()):
+            state["step"] += 1
+            mean, square = self.unpack(state, gradient.shape)
+            mean.lerp_(gradient, 1 - beta1)
+            square.lerp_(gradient.square(), 1 - beta2)
+            root = square.sqrt()
+            corrected = root.div(torch.sqrt(1 - beta2 ** state["step"])).add_(group["eps"])
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.sub_(torch.div(mean, corrected, out=corrected).mul_(group["lr"] / (1 - beta1 ** state["step"])))
+            for key, value in self.pack(mean, square, root).items():
+                state[key].copy_(value)
 
-    def pack(self, mean: Tensor, square: Tensor) -> dict[str, Tensor]:
-        """The moments as they are kept."""
+    def pack(self, mean: Tensor, square: Tensor, root: Tensor) -> dict[str, Tensor]:
+        """The moments as they are kept. root: of the square."""
         return {"exp_avg": mean, "exp_avg_sq": square}
 
     def unpack(self, state: dict[str, Tensor], shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """The mean of the gradient and of its square, in float32. They may be the state's own tensors."""
+        """The mean of the gradient and of its square, in float32, to be changed; perhaps the state's own tensors."""
         return state["exp_avg"], state["exp_avg_sq"]

@@ -20,11 +20,11 @@ BLOCK = 128
 class AdamW8bit(AdamW):
     """torch.optim.AdamW's update on moments of eight bits; small tensors, of norms and biases, keep all 32."""
 
-    def pack(self, mean: Tensor, square: Tensor) -> dict[str, Tensor]:
-        return _pack("mean", mean) | _pack("root", square.sqrt())
+    def pack(self, mean: Tensor, square: Tensor, root: Tensor) -> dict[str, Tensor]:
+        return _pack("mean", mean) | _pack("root", root)
 
     def unpack(self, state: dict[str, Tensor], shape: torch.Size) -> tuple[Tensor, Tensor]:
-        return _unpack("mean", state, shape), _unpack("root", state, shape).square()
+        return _unpack("mean", state, shape), _unpack("root", state, shape).square_()
 
 
 def _pack(moment: str, numbers: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -14,9 +17,17 @@ from torch import Tensor
 def step_if(good: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """One update if `good`, a bool scalar on the device; else weights, moments and step counts keep every bit.
 
-    The optimizer is one of make_optimizer's or a fused one of torch's. State that a first step makes is made, as it
-    is before any step.
+    The optimizer is one of make_optimizer's or a fused one of torch's. On a CPU, where looking costs nothing, a step
+    that is passed over is not taken at all.
     """
+    if good.device.type != "cpu":
+        step_there(good, optimizer)
+    elif good:
+        optimizer.step()
+
+
+def step_there(good: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """step_if, decided on the device: the whole step is computed, and its results are taken or not."""
     optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
     try:
         optimizer.step()
@@ -24,7 +35,14 @@ def step_if(good: Tensor, optimizer: torch.optim.Optimizer) -> None:
         del optimizer.found_inf  # type: ignore[attr-defined]
 
 
-def unless_skipped(optimizer: torch.optim.Optimizer, new: Tensor, old: Tensor) -> Tensor:
-    """The new values, or the old ones in a step that is passed over. For the step() of an optimizer."""
+@contextmanager
+def undone_if_skipped(optimizer: torch.optim.Optimizer, *tensors: Tensor) -> Iterator[None]:
+    """Undoes what is done to these tensors inside, in a step that is passed over. For the step() of an optimizer."""
     skipped: Tensor | None = getattr(optimizer, "found_inf", None)
-    return new if skipped is None else torch.where(skipped > 0, old, new)
+    if skipped is None:
+        yield
+        return
+    before = [tensor.clone() for tensor in tensors]
+    yield
+    for tensor, old in zip(tensors, before, strict=True):
+        tensor.copy_(torch.where(skipped > 0, old, tensor))
