@@ -9,24 +9,28 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from leveret.data.batches import Batch
+from leveret.data.shards import file_sha256
 from leveret.errors import UserError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.training.checkpoint import (
     Checkpoint,
+    Snapshot,
     find_checkpoint,
     open_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
+    prune,
     steps_on_disk,
+    tidy,
+    write_checkpoint,
 )
 from leveret.training.config import OptimizerConfig
 from leveret.training.objective import NextToken
 from leveret.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
+from leveret.training.tensorfile import write_tensors
 
 CONFIG = ModelConfig(
     vocab_size=11,
@@ -51,7 +55,8 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def save(folder: Path, step: int, **state: Any) -> Checkpoint:
-    return save_checkpoint(folder, decoder(step), {"x/step": torch.tensor(float(step))}, {"step": step} | state)
+    moments = {"x/step": torch.tensor(float(step))}
+    return write_checkpoint(folder, Snapshot.of(decoder(step), moments, {"step": step} | state))
 
 
 def some_batch(step: int) -> Batch:
@@ -75,7 +80,7 @@ def test_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path, tied: bool) -
     model = decoder(1, config)
     optimizer = make_optimizer(model, settings)
     take_steps(model, optimizer, range(4))
-    save_checkpoint(tmp_path, model, optimizer_state(model, optimizer), {"step": 4})
+    write_checkpoint(tmp_path, Snapshot.of(model, optimizer_state(model, optimizer), {"step": 4}))
     take_steps(model, optimizer, range(4, 8))
 
     found = find_checkpoint(tmp_path)
@@ -128,7 +133,8 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     model = decoder(7)
     torch.manual_seed(123)
     torch.rand(5)
-    saved = save_checkpoint(folder, model, {"a/b": torch.arange(6).view(2, 3).t()}, {"step": 500, "loss": 2.5})
+    moments = {"a/b": torch.arange(6).view(2, 3).t()}
+    saved = write_checkpoint(folder, Snapshot.of(model, moments, {"step": 500, "loss": 2.5}, "name: tiny\n"))
     expected = torch.rand(3)
     found = open_checkpoint(folder / "step-00000500")
     assert found == saved
@@ -139,6 +145,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     found.restore_random()
     assert torch.equal(torch.rand(3), expected)
     assert (folder / "latest").read_text() == "step-00000500\n"
+    assert (found.folder / "recipe.yaml").read_text() == "name: tiny\n"
     on_disk = load_file(found.folder / "model.safetensors")
     assert "model.layers.0.self_attn.q_proj.weight" in on_disk
     assert "lm_head.weight" not in on_disk
@@ -223,7 +230,7 @@ def test_folders_of_other_names_are_left_alone(tmp_path: Path) -> None:
         save(tmp_path, step)
     shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-00000001.mine")
     assert steps_on_disk(tmp_path) == [1, 2]
-    prune_checkpoints(tmp_path, 1, None)
+    prune(tmp_path, 2, 1, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001.mine", "step-00000002"]
 
 
@@ -237,16 +244,62 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep_last", "best", "kept"),
-    [(2, None, [40, 50]), (2, 20, [20, 40, 50]), (1, 50, [50]), (3, 7, [30, 40, 50]), (9, 10, [10, 20, 30, 40, 50])],
+    ("keep_last", "losses", "kept"),
+    [
+        (2, {}, [40, 50]),
+        (2, {20: 1.0, 30: 2.0, 50: 1.5}, [20, 40, 50]),
+        (1, {50: 1.0, 10: 2.0}, [50]),
+        (3, {7: 0.1, 35: 0.2}, [30, 40, 50]),  # the best of those there are: what was never saved is not waited for
+        (1, {7: 0.1, 30: 0.2}, [30, 50]),
+        (1, {10: float("nan"), 20: 3.0}, [20, 50]),
+        (9, {10: 1.0}, [10, 20, 30, 40, 50]),
+    ],
 )
-def test_prune_keeps_the_last_and_the_best(tmp_path: Path, keep_last: int, best: int | None, kept: list[int]) -> None:
+def test_prune_keeps_the_last_and_the_best(
+    tmp_path: Path, keep_last: int, losses: dict[int, float], kept: list[int]
+) -> None:
     for step in (10, 20, 30, 40, 50):
         (tmp_path / f"step-{step:08d}").mkdir()
     (tmp_path / "latest").write_text("step-00000050\n")
-    prune_checkpoints(tmp_path, keep_last, best)
+    prune(tmp_path, 50, keep_last, losses)
     assert steps_on_disk(tmp_path) == kept
     assert (tmp_path / "latest").exists()
+    assert len(list(tmp_path.iterdir())) == len(kept) + 1
+
+
+def test_what_is_later_than_the_newest_save_is_deleted(tmp_path: Path) -> None:
+    """Else a run that has gone back from damaged or bad checkpoints would lose its new ones, and keep those."""
+    for step in (10, 20, 30, 40):
+        save(tmp_path, step)
+    save(tmp_path, 25)
+    prune(tmp_path, 25, 2, {40: 0.5, 10: 0.7})
+    assert steps_on_disk(tmp_path) == [10, 20, 25]
+
+
+def test_a_kill_while_a_step_is_saved_again_costs_nothing(tmp_path: Path) -> None:
+    """Between the two renames neither is in its place."""
+    save(tmp_path, 10, loss=1.0)
+    (tmp_path / "step-00000010").rename(tmp_path / ".step-00000010.replaced")
+    (tmp_path / ".step-00000020.partial").mkdir()
+    (tmp_path / ".step-00000005.removed").mkdir()
+    tidy(tmp_path)
+    found = find_checkpoint(tmp_path)
+    assert found is not None
+    assert found.state["loss"] == 1.0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000010"]
+
+
+def test_files_are_as_the_safetensors_library_writes_them(tmp_path: Path) -> None:
+    """Of every dtype that weights and optimizers have, with no numbers, one and many."""
+    tensors = {
+        "wide": torch.arange(6), "a": torch.randn(3, 4), "half": torch.randn(5).bfloat16(), "none": torch.zeros(0, 3),
+        "bytes": torch.arange(7, dtype=torch.uint8), "one": torch.tensor(2.5), "größe": torch.randn(2),
+    }  # fmt: skip
+    for metadata in (None, {"format": "pt"}):
+        digest = write_tensors(tmp_path / "ours", tensors, metadata)
+        save_file(tensors, tmp_path / "theirs", metadata)
+        assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+        assert digest == file_sha256(tmp_path / "ours")
 
 
 def test_there_is_no_pickle(tmp_path: Path) -> None:

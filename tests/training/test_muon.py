@@ -11,7 +11,7 @@ import torch
 from leveret.errors import UserError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
-from leveret.training.checkpoint import find_checkpoint, save_checkpoint
+from leveret.training.checkpoint import Snapshot, find_checkpoint, write_checkpoint
 from leveret.training.config import OptimizerConfig
 from leveret.training.muon import Muon, orthogonalise
 from leveret.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
@@ -150,7 +150,7 @@ def test_training_continues_to_the_bit_from_a_checkpoint(tmp_path: Path, knobs: 
     model = Decoder(SHAPE)
     optimizer = make_optimizer(model, settings)
     losses = [step(model, optimizer, seed) for seed in range(4)]
-    save_checkpoint(tmp_path, model, optimizer_state(model, optimizer), {"step": 4})
+    write_checkpoint(tmp_path, Snapshot.of(model, optimizer_state(model, optimizer), {"step": 4}))
     straight = [step(model, optimizer, seed) for seed in range(4, 8)]
 
     found = find_checkpoint(tmp_path)

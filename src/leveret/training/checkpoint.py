@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
+import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from leveret.data.shards import file_sha256, flush
@@ -30,8 +29,12 @@ from leveret.errors import UserError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.weights import from_disk, to_disk
+from leveret.training.tensorfile import write_flushed, write_tensors
 
 FORMAT_VERSION = 1
+MARGIN = 2**20
+"""Bytes of a checkpoint beside its tensors, amply."""
+POINTER = ".latest.partial"
 log = logging.getLogger("leveret")
 
 
@@ -67,60 +70,107 @@ class Checkpoint:
         return str(manifest["files"]["model.safetensors"])
 
 
-def save_checkpoint(
-    folder: Path, model: Decoder, optimizer_state: dict[str, Tensor], state: dict[str, Any], recipe: str = ""
-) -> Checkpoint:
-    """Writes folder/step-N under a temporary name, flushes, hashes, renames, then moves `latest`.
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a checkpoint is made of.
 
-    Args:
-        recipe: what is trained, as YAML; kept with the weights.
+    weights: the decoder's state in memory's form. recipe: what is trained, as YAML; kept with the weights.
     """
-    final = folder / f"step-{state['step']:08d}"
-    partial = folder / f".{final.name}.partial"
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    random: dict[str, Tensor]
+    state: dict[str, Any]
+    recipe: str = ""
+
+    @classmethod
+    def of(
+        cls, model: Decoder, optimizer_state: dict[str, Tensor], state: dict[str, Any], recipe: str = ""
+    ) -> Snapshot:
+        """How things stand. The tensors are the model's and the optimizer's own, not copies."""
+        weights = model.state_dict()
+        if model.config.tie_word_embeddings:
+            del weights["lm_head.weight"]
+        random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random["cuda"] = torch.cuda.get_rng_state()
+        return cls(model.config, weights, optimizer_state, random, state, recipe)
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+    @property
+    def nbytes(self) -> int:
+        """About what it takes on the disk."""
+        return MARGIN + sum(tensor.nbytes for tensor in (*self.weights.values(), *self.optimizer.values()))
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot) -> Checkpoint:
+    """Writes folder/step-N under a temporary name, flushes, renames, then moves `latest`. Its tensors are on the CPU.
+
+    Raises:
+        OSError: the disk refuses. The checkpoints that were there are whole, and nothing of this one is left.
+    """
+    final = folder / _name(snapshot.step)
+    partial, replaced = folder / f".{final.name}.partial", folder / f".{final.name}.replaced"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        flush(folder.parent)
     try:
-        _write(partial, model, optimizer_state, state, recipe)
+        partial.mkdir()
+        _write(partial, snapshot)
+        flush(partial)
+        if final.exists():
+            final.rename(replaced)  # if a kill comes here, `tidy` puts it back
+        partial.rename(final)
+        flush(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        _put_back(replaced)
         raise
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    pointer = folder / ".latest.partial"
-    pointer.write_text(final.name + "\n")
-    flush(pointer)
+    shutil.rmtree(replaced, ignore_errors=True)
+    pointer = folder / POINTER
+    write_flushed(pointer, [f"{final.name}\n".encode()])
     pointer.rename(folder / "latest")
     flush(folder)
-    return Checkpoint(final, state)
+    return Checkpoint(final, snapshot.state)
 
 
-def _write(
-    partial: Path, model: Decoder, optimizer_state: dict[str, Tensor], state: dict[str, Any], recipe: str
-) -> None:
-    """All files of a checkpoint, flushed to the disk."""
-    _save(to_disk(model.state_dict(), model.config), partial / "model.safetensors", {"format": "pt"})
-    _save({k: v.contiguous() for k, v in optimizer_state.items()}, partial / "optimizer.safetensors")
-    random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state()
-    _save(random, partial / "random.safetensors")
-    (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-    (partial / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    files = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
-    manifest = {"format_version": FORMAT_VERSION, "files": files}
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    for path in partial.iterdir():
-        flush(path)
+def _write(partial: Path, snapshot: Snapshot) -> None:
+    """All files of a checkpoint, flushed to the disk; the manifest last."""
+    weights = to_disk(snapshot.weights, snapshot.config)
+    files = {
+        "model.safetensors": write_tensors(partial / "model.safetensors", weights, {"format": "pt"}),
+        "optimizer.safetensors": write_tensors(partial / "optimizer.safetensors", snapshot.optimizer),
+        "random.safetensors": write_tensors(partial / "random.safetensors", snapshot.random),
+        "state.json": write_flushed(partial / "state.json", [_json(snapshot.state)]),
+        "recipe.yaml": write_flushed(partial / "recipe.yaml", [snapshot.recipe.encode()]),
+    }
+    write_flushed(partial / "manifest.json", [_json({"format_version": FORMAT_VERSION, "files": files})])
 
 
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file; a disk that refuses it is an OSError, as everywhere."""
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:
-        if number := re.search(r"os error (\d+)", str(error)):
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-        raise
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def tidy(folder: Path) -> None:
+    """Takes away what a save or a removal that was killed has left half done. For the one process that writes here."""
+    for path in [*folder.glob(".step-*.partial"), *folder.glob(".step-*.removed")]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".step-*.replaced"):
+        _put_back(path)
+    (folder / POINTER).unlink(missing_ok=True)
+
+
+def _put_back(replaced: Path) -> None:
+    """A checkpoint that had to make room for one of the same step, if that one has not come; else it is not needed."""
+    final = replaced.with_name(replaced.name.removeprefix(".").removesuffix(".replaced"))
+    if replaced.exists() and not final.exists():
+        replaced.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -150,17 +200,33 @@ def steps_on_disk(folder: Path) -> list[int]:
 def find_checkpoint(folder: Path, step: int | None = None) -> Checkpoint | None:
     """The checkpoint of a step, or the newest whole one: what does not verify is skipped with a warning."""
     if step is not None:
-        return open_checkpoint(folder / f"step-{step:08d}") if step in steps_on_disk(folder) else None
+        return open_checkpoint(folder / _name(step)) if step in steps_on_disk(folder) else None
     for number in reversed(steps_on_disk(folder)):
         try:
-            return open_checkpoint(folder / f"step-{number:08d}")
+            return open_checkpoint(folder / _name(number))
         except UserError as error:
             log.warning("%s; using the one before it", error)
     return None
 
 
-def prune_checkpoints(folder: Path, keep_last: int, best_step: int | None) -> None:
-    """Deletes all but the newest keep_last and the best."""
-    for step in steps_on_disk(folder)[:-keep_last]:
-        if step != best_step:
-            shutil.rmtree(folder / f"step-{step:08d}")
+def prune(folder: Path, newest: int, keep_last: int, losses: Mapping[int, float]) -> None:
+    """Deletes all but the newest keep_last and the best, and what is later than the newest: a run that has gone back
+    to an earlier one, as later ones were damaged or led nowhere, will not go that way again.
+
+    Args:
+        newest: the step that was saved last.
+        losses: validation losses by step; the best checkpoint is the one with the lowest.
+    """
+    steps = steps_on_disk(folder)
+    past = [step for step in steps if step <= newest]
+    measured = [step for step in past if math.isfinite(losses.get(step, math.nan))]
+    kept = {*past[-keep_last:], *sorted(measured, key=losses.__getitem__)[:1]}
+    for step in steps:
+        if step not in kept:
+            path = folder / _name(step)
+            removed = path.rename(folder / f".{path.name}.removed")  # in one move, so that none is ever half there
+            shutil.rmtree(removed)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
