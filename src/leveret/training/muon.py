@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from leveret.training.sharded import spread_like, whole
 from leveret.training.skipping import step_there, undone_if_skipped
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -14,12 +16,21 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NOTHING_YET = -1.0
 """Stands for a mean square before the first one."""
 
+Share = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+"""Does some work on a stack of matrices, perhaps a part of it on each rank."""
+
+
+def alone(work: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
+    """All of it here."""
+    return work(stack)
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised, for the matrices; AdamW, given ready, for everything else.
 
-    A matrix of several fused projections is taken apart first. The update is scaled to the root mean square of
-    AdamW's, 0.2 sqrt(max(rows, columns)) (Liu et al., 2025), so that both take like learning rates and weight decay.
+    A matrix of several fused projections is taken apart first; one of which ranks hold a share each is gathered. The
+    update is scaled to the root mean square of AdamW's, 0.2 sqrt(max(rows, columns)) (Liu et al., 2025), so that both
+    take like learning rates and weight decay.
 
     Args:
         groups: of matrices, each with its "lr_scale".
@@ -29,6 +40,7 @@ class Muon(torch.optim.Optimizer):
             al., 2025); None: not done.
         cautious: decay only what the update makes smaller too (Chen et al., 2025).
         dtype: of the iterations' products.
+        share: how several ranks, which have the same gradients, share the iterations.
     """
 
     def __init__(
@@ -43,9 +55,10 @@ class Muon(torch.optim.Optimizer):
         variance: float | None = None,
         cautious: bool = False,
         dtype: torch.dtype = torch.bfloat16,
+        share: Share = alone,
     ) -> None:
         super().__init__(groups, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay})
-        self.rows, self.iterations, self.dtype = rows, iterations, dtype
+        self.rows, self.iterations, self.dtype, self.share = rows, iterations, dtype, share
         self.variance, self.cautious = variance, cautious
         self.own = list(self.param_groups)
         self.rest = rest
@@ -61,15 +74,16 @@ class Muon(torch.optim.Optimizer):
                 momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
                 with undone_if_skipped(self, momentum):
                     momentum.lerp_(matrix.grad, 1 - group["momentum"])
-                ahead = matrix.grad.lerp(momentum, group["momentum"])  # Nesterov's
-                direction = torch.empty_like(matrix)
+                ahead = whole(matrix.grad.lerp(momentum, group["momentum"]))  # Nesterov's
+                direction = torch.empty_like(ahead)
                 moves.append((matrix, direction, group))
                 for place, update in zip(*(x.split(self.rows[matrix]) for x in (direction, ahead)), strict=True):
                     pair = (place.T, update.T) if place.shape[0] > place.shape[1] else (place, update)
                     alike.setdefault(pair[0].shape, []).append(pair)
         for pairs in alike.values():
             together = torch.stack([update for _, update in pairs]).to(self.dtype)
-            for (place, _), found in zip(pairs, orthogonalise(together, self.iterations), strict=True):
+            directions = self.share(lambda some: orthogonalise(some, self.iterations), together)
+            for (place, _), found in zip(pairs, directions, strict=True):
                 place.copy_(found)
         for matrix, direction, group in moves:
             self._apply(matrix, direction, group["lr"], group["weight_decay"])
@@ -91,12 +105,14 @@ class Muon(torch.optim.Optimizer):
                 part.div_(mean.sqrt().add_(1e-8))
                 part.mul_(size / part.norm().clamp_min(1e-8))
         with undone_if_skipped(self, matrix):
+            moved = whole(matrix.detach())  # the matrix itself, if no ranks hold a share of it each
             if self.cautious:
-                matrix.sub_(matrix * (direction * matrix > 0), alpha=lr * weight_decay)
+                moved.sub_(moved * (direction * moved > 0), alpha=lr * weight_decay)
             else:
-                matrix.mul_(1 - lr * weight_decay)
-            for part, update in zip(matrix.split(rows), direction.split(rows), strict=True):
+                moved.mul_(1 - lr * weight_decay)
+            for part, update in zip(moved.split(rows), direction.split(rows), strict=True):
                 part.add_(update, alpha=-lr * 0.2 * max(part.shape) ** 0.5)
+            matrix.copy_(spread_like(moved, matrix))
 
 
 def orthogonalise(wide: Tensor, iterations: int = 5) -> Tensor:

@@ -14,16 +14,18 @@ from leveret.model.weights import projection_rows
 from leveret.training.adamw import AdamW
 from leveret.training.adamw8bit import AdamW8bit
 from leveret.training.config import OptimizerConfig
-from leveret.training.muon import Muon
+from leveret.training.muon import Muon, Share, alone
+from leveret.training.sharded import spread_like
 
 
 def make_optimizer(
-    model: Decoder, config: OptimizerConfig, dtype: torch.dtype = torch.float32
+    model: Decoder, config: OptimizerConfig, dtype: torch.dtype = torch.float32, share: Share = alone
 ) -> torch.optim.Optimizer:
     """The optimizer that the config names, over all parameters of the model.
 
     Args:
         dtype: of the model's products. Muon's are bfloat16 where they are, else float32.
+        share: how ranks share Muon's work.
 
     Raises:
         UserError: lr_scales names what the model does not have.
@@ -51,6 +53,7 @@ def make_optimizer(
         variance=config.muon_variance,
         cautious=config.cautious_decay,
         dtype=torch.bfloat16 if dtype is torch.bfloat16 else torch.float32,
+        share=share,
     )
 
 
@@ -98,4 +101,4 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
     for name, parameter in model.named_parameters():
         mine = {key.rpartition("/")[2]: value for key, value in state.items() if key.rpartition("/")[0] == name}
         # Step counts stay where fused AdamW keeps them: on the parameter's device.
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in mine.items()}
+        optimizer.state[parameter] = {key: spread_like(value, parameter) for key, value in mine.items()}
