@@ -150,16 +150,8 @@ def test_a_run_that_is_killed_is_running_and_then_interrupted(
     leveret: Command, environment: Mapping[str, str], tmp_path: Path
 ) -> None:
     recipe = write_project(tmp_path / "own")
-    command = [
-        sys.executable,
-        "-m",
-        "leveret",
-        "pretrain",
-        str(recipe),
-        "pretrain.steps=100000",
-        "--run-dir",
-        "runs/long",
-    ]
+    settings = ["pretrain.steps=100000", "--run-dir", "runs/long", "--price", "36000"]  # ten dollars a second
+    command = [sys.executable, "-m", "leveret", "pretrain", str(recipe), *settings]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     try:
         metrics, deadline = tmp_path / "runs" / "long" / "pretrain" / "metrics.jsonl", time.monotonic() + 120

@@ -97,7 +97,15 @@ def unpainted(patch: pytest.MonkeyPatch) -> None:
 
 def figures(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics but for what a clock says."""
-    clock = ("tokens_per_second", "train_seconds", "mfu", "peak_memory_bytes")
+    clock = (
+        "tokens_per_second",
+        "train_seconds",
+        "mfu",
+        "peak_memory_bytes",
+        "gpu_memory_bytes",
+        "gpu_utilisation",
+        "power_watts",
+    )
     return [{key: value for key, value in row.items() if key not in clock} for row in read_metrics(folder)]
 
 

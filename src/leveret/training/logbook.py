@@ -13,13 +13,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 
 from leveret.display import Display, duration
 from leveret.hardware.memory import peak_memory
 from leveret.hardware.peak import peak_flops
 from leveret.model.counts import flops_per_token
 from leveret.training.meter import Clock, Ledger, Meter
-from leveret.training.metrics import Lines, MetricsLog, read_metrics
+from leveret.training.metrics import NOWHERE, Lines, MetricsLog, read_metrics
 from leveret.training.plots import Painter
 from leveret.training.power import Power
 from leveret.training.progress import Progress
@@ -31,18 +32,23 @@ if TYPE_CHECKING:
 
 
 class Logbook:
-    """Used as a context manager around the steps of a stage, `total` in all."""
+    """Used as a context manager around the steps of a stage, `total` in all.
+
+    Every rank keeps one, as all need to know what was told; one of them writes and speaks.
+    """
 
     def __init__(self, trainer: Trainer, progress: Progress, total: int) -> None:
+        folder, config, self.main = trainer.folder, trainer.config, trainer.group.main
         self.trainer, self.progress, self.total = trainer, progress, total
-        self.metrics = MetricsLog(trainer.folder, progress.step)
-        self.events = Lines(trainer.folder / "events.jsonl")
-        self.trackers = Trackers(trainer.config.trackers, trainer.folder, trainer.console.print)
-        self.display = Display(trainer.console, trainer.label, total, progress.step)
-        self.clock, self.power = Clock(), Power(trainer.device)
+        self.metrics = MetricsLog(folder, progress.step, self.main)
+        self.events = Lines(folder / "events.jsonl" if self.main else NOWHERE)
+        console = trainer.console if self.main else Console(quiet=True)
+        self.trackers = Trackers(config.trackers if self.main else [], folder, console.print)
+        self.display = Display(console, trainer.label, total, progress.step)
+        self.clock, self.power, self.joules = Clock(), Power(trainer.device), 0.0
         self.meter = self._meter()
-        self.ledger = Ledger(trainer.folder, self.clock, trainer.config.price, total)
-        self.painter = Painter(trainer.folder, trainer.label)
+        self.ledger = Ledger(folder, self.clock, config.price, total)
+        self.painter = Painter(folder, trainer.label)
 
     def _meter(self) -> Meter:
         tokens = self.trainer.config.batch_size * self.trainer.batches.length
@@ -69,12 +75,15 @@ class Logbook:
             self._account(now=True)
         self.events.close()
         self.trackers.close()
-        self.painter.finish(self.say)
+        if isinstance(value, Interrupted) or not self.main:
+            self.painter.stop()  # who asks to stop does not wait for pictures
+        else:
+            self.painter.finish(self.say)
 
     def restart(self, progress: Progress) -> None:
         """Steps begin here: the clock starts, and what metrics say of later steps is cut off."""
         self.metrics.close()
-        self.metrics = MetricsLog(self.trainer.folder, progress.step)
+        self.metrics = MetricsLog(self.trainer.folder, progress.step, self.main)
         self.progress = progress
         self.clock.turn("training")
         self.meter = self._meter()
@@ -98,11 +107,12 @@ class Logbook:
         None."""
         row = {"step": done, "loss": _number(loss), "lr": lr, "grad_norm": _number(norm)}
         row |= self.meter.lap(done) | {"peak_memory_bytes": peak_memory(self.trainer.device)} | facts
-        row |= self.power.read() | self._graph_counts()
+        row |= self._energy() | self._graph_counts()
         self.metrics.write(row)
         self.trackers.tell([row])
         self._account()
-        self.painter.update()
+        if self.main:
+            self.painter.update()
         shown = f"loss {loss:.3f} · {row['tokens_per_second']:,.0f} tokens/s"
         self.display.update(done, f"step {done}/{self.total}", shown, self._left(done))
 
@@ -110,7 +120,8 @@ class Logbook:
         """What a validation found, into the metrics."""
         self.metrics.write({"step": step} | found)
         self.trackers.tell([{"step": step} | found])
-        self.painter.update()
+        if self.main:
+            self.painter.update()
 
     def _left(self, done: int) -> str:
         """The time that is left, in words; empty before there is anything to go on."""
@@ -124,11 +135,21 @@ class Logbook:
         seconds, whole = found
         return f"{'' if whole else 'over '}{duration(seconds)} left"
 
+    def _energy(self) -> dict[str, Any]:
+        """What this rank's device does now; the energy of all is brought up to now. Processors count for a machine."""
+        found, group = self.power.read(), self.trainer.group
+        own = self.power.joules if self.trainer.device.type == "cuda" or group.local_rank == 0 else 0.0
+        if group.ranks > 1:
+            own = float(group.sum(torch.tensor(own, dtype=torch.float64, device=self.trainer.device)))
+        self.joules = own
+        return found
+
     def _joules(self) -> float | None:
-        return None if self.power.source is None else self.power.joules
+        return None if self.power.source is None else self.joules
 
     def _account(self, now: bool = False) -> None:
-        self.ledger.write(self._joules(), now)
+        if self.main:
+            self.ledger.write(self._joules(), now)
 
     def watch_graphs(self, kind: str, step: int) -> None:
         """Says, once, if something is compiled that should have been by now."""
@@ -147,7 +168,7 @@ class Logbook:
         trainer, seconds = self.trainer, self.meter.seconds
         tokens = self.total * trainer.config.batch_size * trainer.batches.length
         peak, peak_source = peak_flops(trainer.device, trainer.dtype)
-        self.power.read()
+        self._energy()
         spent = self.ledger.facts(self._joules())
         validations = [row for row in read_metrics(trainer.folder) if row.get("validation_loss") is not None]
         return {
@@ -176,9 +197,9 @@ class Logbook:
 
 
 def _token_share(trainer: Trainer) -> float:
-    """Seconds that a token takes at the device's peak."""
+    """Seconds that a token takes at the peak of all devices."""
     peak, _ = peak_flops(trainer.device, trainer.dtype)
-    return flops_per_token(trainer.model.config, trainer.batches.length) / peak
+    return flops_per_token(trainer.model.config, trainer.batches.length) / (peak * trainer.group.ranks)
 
 
 def _number(value: float) -> float | None:

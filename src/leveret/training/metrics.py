@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+NOWHERE = Path(os.devnull)
+"""Where ranks write that do not speak."""
 log = logging.getLogger("leveret")
 
 
@@ -56,19 +58,22 @@ class Lines:
 
 
 class MetricsLog(Lines):
-    """Reopened at a step, it cuts off what came after, in one replacement that a kill leaves whole."""
+    """Reopened at a step, it cuts off what came after, in one replacement that a kill leaves whole. One
+    that does not write knows all the same what was validated."""
 
-    def __init__(self, folder: Path, resume_step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path, partial = folder / "metrics.jsonl", folder / ".metrics.jsonl.partial"
+    def __init__(self, folder: Path, resume_step: int, writes: bool = True) -> None:
+        path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] <= resume_step]
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = folder / ".metrics.jsonl.partial"
+            with partial.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in kept)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
         self.losses = {row["step"]: row["validation_loss"] for row in kept if "validation_loss" in row}
-        super().__init__(path)
+        super().__init__(path if writes else NOWHERE)
 
     def write(self, row: Row) -> None:
         super().write(row)

@@ -59,6 +59,12 @@ class Painter:
             start_new_session=True,
         )  # fmt: skip
 
+    def stop(self) -> None:
+        """Ends a drawing that is under way."""
+        if self.at_work is not None:
+            self.at_work.kill()
+            self.at_work.wait()
+
     def finish(self, say: Callable[[str], None]) -> None:
         """Draws a last time, and waits for it."""
         try:
