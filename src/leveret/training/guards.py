@@ -21,7 +21,7 @@ from torch import Tensor
 
 from leveret.data.batches import Batch, Batches
 from leveret.errors import UserError
-from leveret.training.checkpoint import Checkpoint, open_checkpoint, steps_on_disk
+from leveret.training.checkpoint import open_checkpoint, steps_on_disk
 from leveret.training.config import GuardConfig
 from leveret.training.metrics import read_metrics
 from leveret.training.progress import Progress
@@ -148,24 +148,23 @@ class Guard:
             raise RollBack(progress.step - progress.bad_in_a_row)
 
 
-def good_checkpoint(folder: Path, first: int) -> tuple[Checkpoint, int] | None:
-    """Where to go back to when the steps from `first` on, counted from 0, are bad; and the step that its weights are
-    of, since those of a checkpoint that was made among bad steps are of before them.
+def good_checkpoint(folder: Path, first: int) -> tuple[int, int]:
+    """Where to go back to when the steps from `first` on, counted from 0, are bad: the step in a checkpoint's name, -1
+    if there is none, and the step that its weights are of, which for one made among bad steps is the last before them.
 
     It is the newest one that a good step was taken from, as the weights themselves may be what is bad; where there is
     none, one that the first bad step was taken from.
     """
-    last = None
+    last = (-1, 0)
     for number in reversed(steps_on_disk(folder)):
         try:
-            found = open_checkpoint(folder / f"step-{number:08d}")
+            step = number - int(open_checkpoint(folder / f"step-{number:08d}").state["bad_in_a_row"])
         except UserError:
             continue
-        step = number - found.state["bad_in_a_row"]
         if step < first:
-            return found, step
-        if step == first and last is None:
-            last = found, step
+            return number, step
+        if step == first and last[0] < 0:
+            last = number, step
     return last
 
 
@@ -178,9 +177,10 @@ def lower(progress: Progress, config: GuardConfig, places: set[int], to_step: in
     progress.bad_in_a_row = 0
 
 
-def write_failure(folder: Path, stage: str, progress: Progress, first: int) -> str:
+def write_failure(trainer: Trainer, progress: Progress, first: int) -> str:
     """failure.md in the stage's folder: what happened, the last lines of metrics, what may help. The sentence that
     says so in short."""
+    folder, stage = trainer.folder, trainer.label
     columns = ("step", "loss", "grad_norm", "lr")
     rows = [row for row in read_metrics(folder) if "lr" in row][-20:]
     table = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
@@ -208,7 +208,8 @@ def write_failure(folder: Path, stage: str, progress: Progress, first: int) -> s
         "",
         *table,
     ]
-    (folder / "failure.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if trainer.group.main:
+        (folder / "failure.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return f"{what}, after {progress.rollbacks} roll-backs; {folder / 'failure.md'} says what may help"
 
 

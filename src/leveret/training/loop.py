@@ -253,14 +253,16 @@ def _roll_back(
     Raises:
         UserError: it has done so as often as it may, or there is nothing to go back to.
     """
-    found = good_checkpoint(trainer.folder / "checkpoints", first)
+    group, checkpoints = trainer.group, trainer.folder / "checkpoints"
+    # One rank chooses for all: what is on the disk may look otherwise to the others for a moment.
+    number, to = (group.agree(each) for each in (good_checkpoint(checkpoints, first) if group.main else (-1, 0)))
+    found = find_checkpoint(checkpoints, number)
     if progress.rollbacks == trainer.config.guard.max_rollbacks or (found is None and guard.beginning is None):
-        raise UserError(write_failure(trainer.folder, trainer.label, progress, first))
+        raise UserError(write_failure(trainer, progress, first))
     places = {trainer.batches.place(step) for step in range(first, progress.step)}
-    stopped, to = progress.step, 0
+    stopped = progress.step
     if found is not None:
-        checkpoint, to = found
-        _load(trainer, optimizer, checkpoint)
+        _load(trainer, optimizer, found)
     elif guard.beginning is not None:
         guard.beginning.restore(trainer, optimizer)
     progress.train_seconds = book.meter.seconds
