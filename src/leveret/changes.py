@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from leveret.errors import Refused
 from leveret.recipe import Recipe, digest
-from leveret.training.checkpoint import find_checkpoint
 from leveret.training.config import TrainingConfig
 from leveret.training.schedule import learning_rate
 
@@ -55,6 +54,8 @@ def of_training(folder: Path, stage: str, recipe: Recipe) -> tuple[int, Training
 
     None where there is no checkpoint.
     """
+    from leveret.training.checkpoint import find_checkpoint
+
     found = find_checkpoint(folder / "checkpoints")
     if found is None:
         return None

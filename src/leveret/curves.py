@@ -22,7 +22,8 @@ def curve(line: Points, single: Points, width: int, height: int) -> list[str]:
         height: rows of the picture; the foot is one more.
     """
     every = [*line, *single]
-    low, high = limits([y for _, y in every])
+    heights = [y for _, y in every]
+    low, high = min(heights), min(max(heights), limits(heights)[1])
     left, right = min(x for x, _ in every), max(x for x, _ in every)
     labels = [label(high), *[""] * (height - 2), label(low)]
     margin = max(map(len, labels)) + 2
@@ -31,7 +32,7 @@ def curve(line: Points, single: Points, width: int, height: int) -> list[str]:
     def place(x: float, y: float) -> tuple[int, int]:
         """The dot, counted from the upper left."""
         across = (x - left) / ((right - left) or 1) * (2 * columns - 1)
-        down = (high - min(max(y, low), high)) / (high - low) * (4 * height - 1)
+        down = (high - min(max(y, low), high)) / ((high - low) or 1) * (4 * height - 1)
         return round(across), round(down)
 
     cells = [[0] * columns for _ in range(height)]

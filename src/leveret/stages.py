@@ -125,7 +125,12 @@ def write_samples(run: Run, model: Decoder, tokenizer: Tokenizer, path: Path, st
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         kept = [part for part in SAMPLES.split(before) if part and int(part.split(maxsplit=3)[2]) < step]
         texts = [f"```text\n{prompt}{answer.text}\n```\n\n" for prompt, answer in zip(prompts, answers, strict=True)]
-        path.write_text("".join([*kept, f"## Step {step}\n\n", *texts]), encoding="utf-8")
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            partial.write_text("".join([*kept, f"## Step {step}\n\n", *texts]), encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:  # a disk that is full stops no training
+            run.console.print(f"the samples of step {step} are not kept ({error.strerror})", highlight=False)
     return {}
 
 
