@@ -8,9 +8,11 @@ inputs changed is stale, and is done again.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from leveret.rundir import TRAINED, RunDir, cache_dir, find_run, read_json, writ
 from leveret.tasks import generators
 from leveret.tokenizer.tokenizer import Tokenizer
 from leveret.training.config import TrainingConfig
+from leveret.training.lock import Lock
 
 PLACE_OF_WORK = {"workers", "executor", "retry"}
 """Keys of data that say who makes the shards, and change nothing in them."""
@@ -79,9 +82,17 @@ class Run:
         }
 
     def upto(self, last: str = "report") -> None:
-        """Does every stage up to this one that is not already done."""
+        """Does every stage up to this one that is not already done.
+
+        Raises:
+            UserError: another process works in the run directory, or a stage cannot be done.
+        """
         self._check_sizes()
-        self.run.path.mkdir(parents=True, exist_ok=True)
+        first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+        with Lock(self.run.path) if first else nullcontext():
+            self._upto(last)
+
+    def _upto(self, last: str) -> None:
         path = self.run / "recipe.yaml"
         before = path.read_text("utf-8") if path.exists() else None
         path.write_text(to_yaml(anchored(self.recipe, self.base_dir)), encoding="utf-8")

@@ -29,6 +29,7 @@ from leveret.training.checkpoint import Checkpoint, find_checkpoint, steps_on_di
 from leveret.training.config import TrainingConfig
 from leveret.training.loop import Trainer, train
 from leveret.training.objective import NextToken
+from leveret.training.saving import space_needed
 
 SAMPLES = re.compile(r"^(?=## Step \d+$)", re.MULTILINE)
 """Where samples.md is cut into steps."""
@@ -106,11 +107,21 @@ def _train(
         recipe=(run.run / "recipe.yaml").read_text(encoding="utf-8"),
         probe=lambda step, trained: write_samples(run, trained, tokenizer, folder / "samples.md", step),
         profile=run.profile,
+        room_after=_room_after(run, stage, model),
     )
     if device.type == "cpu":
         keep_freed_memory()
     write_json(run.run / "environment.json", environment(device))
     write_json(folder / "summary.json", train(trainer))
+
+
+def _room_after(run: Run, stage: str, model: Decoder) -> int:
+    """Bytes that fine-tuning will need on the disk that pretraining writes to."""
+    config = run.recipe.finetune
+    if stage != "pretrain" or config is None:
+        return 0
+    windows = run.store("finetune").split("train").windows
+    return space_needed(model.config, config, config.total_steps(len(windows), run.recipe.finetune_length))
 
 
 def write_samples(run: Run, model: Decoder, tokenizer: Tokenizer, path: Path, step: int) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 /* Makes the n-th file operation under a folder fail, once or for good, or ends the process there.
 
    Loaded with LD_PRELOAD. filefaults_arm(folder, n, kind) begins to count; filefaults_count(name) says how many there
-   were of a kind of operation, or in all ("").  */
+   were of a kind of operation, or in all ("").
+
+   Or, for a process that knows nothing of it: the disk is full under $FILEFAULTS_FOLDER while $FILEFAULTS_FULL exists. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -10,6 +12,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -29,6 +32,13 @@ void filefaults_arm(const char *path, long n, int what) {
     strncpy(folder, path, sizeof folder - 1);
     target = n, kind = what, total = 0;
     memset(names, 0, sizeof names);
+}
+
+static const char *gate;
+
+__attribute__((constructor)) static void begin(void) {
+    gate = getenv("FILEFAULTS_FULL");
+    if (gate) filefaults_arm(getenv("FILEFAULTS_FOLDER"), 0, FULL);
 }
 
 long filefaults_count(const char *name) {
@@ -58,7 +68,8 @@ static int strike(int at, const char *path, const char *name, int needs) {
         if (!names[i].name) names[i].name = name;
         if (!strcmp(names[i].name, name)) { names[i].count++; break; }
     }
-    if (kind == FULL && target && now >= target && needs) { errno = ENOSPC; return 1; }
+    int full = gate ? access(gate, F_OK) == 0 : target && now >= target;
+    if (kind == FULL && full && needs) { errno = ENOSPC; return 1; }
     if (now != target) return 0;
     switch (kind) {
         case NO_SPACE: errno = ENOSPC; return 1;

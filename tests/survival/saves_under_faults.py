@@ -33,6 +33,7 @@ from leveret.training.checkpoint import (
 )
 from leveret.training.config import TrainingConfig
 from leveret.training.optimizer import make_optimizer, optimizer_state
+from leveret.training.parallel import ALONE
 from leveret.training.progress import Progress
 from leveret.training.saving import Saver
 
@@ -82,7 +83,7 @@ class State:
         trainer: Any = SimpleNamespace(
             folder=stage, device=torch.device("cpu"), config=TRAINING, model=self.model, label="pretrain", rows=4,
             graphs=None, scaler=torch.amp.GradScaler("cpu", enabled=False), recipe="name: tiny\n", room_after=0,
-            batches=SimpleNamespace(rank=0),
+            batches=SimpleNamespace(rank=0), group=ALONE,
         )  # fmt: skip
         book: Any = Book()
         with Saver(trainer, 100) as saver:

@@ -3,20 +3,26 @@
 import errno
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_training import figures, same, settings, trainer, weights
+from torch import Tensor
 
+from leveret.data.batches import Batch
 from leveret.data.shards import TokenStore
 from leveret.errors import UserError
-from leveret.training import saving
+from leveret.model.decoder import Decoder
+from leveret.training import loop, saving
 from leveret.training.checkpoint import Checkpoint, Snapshot, open_checkpoint, steps_on_disk, write_checkpoint
 from leveret.training.loop import train
 from leveret.training.metrics import read_events
+from leveret.training.objective import NextToken
 from leveret.training.saving import free_space, space_needed
 from leveret.training.signals import Interrupted
 
@@ -190,3 +196,86 @@ def test_the_room_needed_is_what_checkpoints_take(tmp_path: Path, store: TokenSt
 
 def test_the_nearest_folder_that_exists_says_how_much_is_free(tmp_path: Path) -> None:
     assert free_space(tmp_path / "not" / "yet" / "there") == pytest.approx(free_space(tmp_path), rel=0.2)
+
+
+# --- written beside the training, as on a GPU -----------------------------------------------------------------
+
+
+class Threaded(saving.Saver):
+    """A saver that writes in a thread though there is no GPU."""
+
+    def __enter__(self) -> saving.Saver:
+        super().__enter__()
+        self.thread = ThreadPoolExecutor(1)
+        return self
+
+
+class Noted(NextToken):
+    """Notes how often it was learnt from, and calls something at one of these times."""
+
+    def __init__(self, at: int, then: Callable[[], object]) -> None:
+        super().__init__()
+        self.left, self.then = at, then
+
+    def loss(self, model: Decoder, batch: Batch) -> Tensor:
+        self.left -= model.training
+        if self.left == 0 and model.training:
+            self.then()
+        return super().loss(model, batch)
+
+
+def test_steps_go_on_while_a_save_is_written_and_it_holds_the_bits_of_its_step(
+    tmp_path: Path, store: TokenStore, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The save of step 4 is not written before step 6 is under way."""
+    plain = PLAIN | {"keep_last": 9, "checkpoint_every": 4}
+    train(trainer(tmp_path / "plain", store, settings(**plain)))
+    gate, waited = threading.Event(), []
+
+    def write(folder: Path, snapshot: Snapshot) -> Checkpoint:
+        if snapshot.step == 4:
+            waited.append(gate.wait(60))
+        return write_checkpoint(folder, snapshot)
+
+    monkeypatch.setattr(loop, "Saver", Threaded)
+    monkeypatch.setattr(saving, "write_checkpoint", write)
+    run = trainer(tmp_path / "run", store, settings(**plain), objective=Noted(6, gate.set))
+    train(run)
+    assert waited == [True], "training has waited for the disk"
+    assert figures(run.folder) == figures(undisturbed)
+    for step in (4, 8, 12):
+        name = f"checkpoints/step-{step:08d}"
+        ours, theirs = open_checkpoint(run.folder / name), open_checkpoint(tmp_path / "plain" / name)
+        assert ours.weights_sha256 == theirs.weights_sha256
+        assert same(ours.optimizer(), theirs.optimizer())
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_what_goes_wrong_in_the_thread_is_told_too(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, last: bool
+) -> None:
+    monkeypatch.setattr(loop, "Saver", Threaded)
+    monkeypatch.setattr(saving, "INSIST_SECONDS", 0.0)
+    refuse(monkeypatch, lambda step, _: step == (12 if last else 6), errno.EIO)
+    run = trainer(tmp_path, store, settings(**PLAIN))
+    if last:
+        with pytest.raises(UserError, match="step 12 could not be saved"):
+            train(run)
+    else:
+        train(run)
+        assert kinds(tmp_path) == [("save-failed", 6), ("saved-again", 8)]
+
+
+def test_a_crash_waits_for_the_save_that_is_being_written(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Exception):
+        pass
+
+    def crash() -> None:
+        raise Broken
+
+    monkeypatch.setattr(loop, "Saver", Threaded)
+    with pytest.raises(Broken):
+        train(trainer(tmp_path, store, settings(**PLAIN), objective=Noted(5, crash)))
+    assert open_checkpoint(tmp_path / "checkpoints" / "step-00000004").step == 4

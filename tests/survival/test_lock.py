@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from tiny_project import Command, write_project
 
 from leveret.errors import UserError
 from leveret.training import lock
@@ -73,3 +74,12 @@ def test_a_disk_without_locks_is_worked_on_with_a_warning(
 
 def test_nobody_works_where_nothing_is(tmp_path: Path) -> None:
     assert holder(tmp_path / "nowhere") is None
+
+
+def test_a_second_command_on_a_run_is_refused_before_it_touches_anything(tmp_path: Path, leveret: Command) -> None:
+    """Also one with another recipe, which would set the first one's work aside."""
+    project = write_project(tmp_path / "own").parent
+    with Lock(project / "run"):
+        said = leveret("run", "tiny.yaml", "model.hidden_size=16", "--run-dir", "run", cwd=project, exit_code=2).stderr
+    assert f"leveret: run is in use by process {os.getpid()} on " in said
+    assert [path.name for path in (project / "run").iterdir()] == ["lock"]
