@@ -18,7 +18,7 @@ from torch import Tensor
 from leveret.data.batches import Batches
 from leveret.data.shards import TokenStore
 from leveret.training.config import TrainingConfig
-from leveret.training.loop import Trainer, set_up, train_step
+from leveret.training.loop import Trainer, set_up, train, train_step
 from leveret.training.objective import NextToken
 from leveret.training.parallel import Group, join
 from leveret.training.sharded import whole
@@ -95,3 +95,8 @@ def gradients(group: Group, store: Path, folder: Path, changes: dict[str, Any]) 
     optimizer.register_step_pre_hook(keep)
     train_step(trainer, optimizer, trainer.micro_batches(trainer.batches.batch(0)), 0.01)
     return {name: tensor.numpy() for name, tensor in kept.items()}
+
+
+def training(group: Group, store: Path, folder: Path, changes: dict[str, Any]) -> Any:
+    """A whole training; its summary, as rank 0 tells it."""
+    return train(trainer_of(group, TokenStore(store), folder, settings(**changes)))

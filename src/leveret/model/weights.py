@@ -103,6 +103,11 @@ def from_disk(disk: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tens
     return state
 
 
+def tied(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """A decoder's state whose tied head was left out, with it."""
+    return state | ({"lm_head.weight": state["embed_tokens.weight"]} if config.tie_word_embeddings else {})
+
+
 def _memory_names(config: ModelConfig) -> list[str]:
     from leveret.model.decoder import hollow_decoder
 

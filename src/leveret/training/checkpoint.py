@@ -2,6 +2,7 @@
 
 checkpoints/step-00000500/   model.safetensors      weights under transformers' names
                              optimizer.safetensors  the optimizer's tensors
+                             shard-*.safetensors    or, of a model that ranks share, parts of both (sharded.py)
                              random.safetensors     states of the random generators
                              state.json             step, seconds
                              recipe.yaml            the whole recipe
@@ -11,12 +12,16 @@ checkpoints/latest           the name of the newest one, moved last
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +33,8 @@ from leveret.data.shards import file_sha256, flush
 from leveret.errors import UserError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
-from leveret.model.weights import from_disk, to_disk
+from leveret.model.weights import from_disk, tied, to_disk
+from leveret.training.sharded import SHARDS, read_shards
 from leveret.training.tensorfile import write_flushed, write_tensors
 
 FORMAT_VERSION = 1
@@ -51,9 +57,18 @@ class Checkpoint:
 
     def weights(self, config: ModelConfig) -> dict[str, Tensor]:
         """The decoder's state in memory's form."""
+        if self.sharded:
+            return tied(read_shards(self.folder, "model"), config)
         return from_disk(load_file(self.folder / "model.safetensors"), config)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether it is in the parts that ranks have written."""
+        return not (self.folder / "model.safetensors").exists()
+
     def optimizer(self) -> dict[str, Tensor]:
+        if self.sharded:
+            return read_shards(self.folder, "optimizer")
         return load_file(self.folder / "optimizer.safetensors")
 
     def restore_random(self) -> None:
@@ -66,15 +81,18 @@ class Checkpoint:
     @property
     def weights_sha256(self) -> str:
         """The hash that names these weights."""
-        manifest = json.loads((self.folder / "manifest.json").read_text())
-        return str(manifest["files"]["model.safetensors"])
+        files = json.loads((self.folder / "manifest.json").read_text())["files"]
+        if not self.sharded:
+            return str(files["model.safetensors"])
+        return sha256(json.dumps([files[name] for name in sorted(files) if fnmatch(name, SHARDS)]).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What a checkpoint is made of.
 
-    weights: the decoder's state in memory's form. recipe: what is trained, as YAML; kept with the weights.
+    weights: the decoder's state in memory's form. recipe: what is trained, as YAML; kept with the weights. shards: a
+    folder beside the checkpoints where ranks have written weights and optimizer, which then are empty here.
     """
 
     config: ModelConfig
@@ -83,6 +101,7 @@ class Snapshot:
     random: dict[str, Tensor]
     state: dict[str, Any]
     recipe: str = ""
+    shards: Path | None = None
 
     @classmethod
     def of(
@@ -141,10 +160,17 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> Checkpoint:
 
 def _write(partial: Path, snapshot: Snapshot) -> None:
     """All files of a checkpoint, flushed to the disk; the manifest last."""
-    weights = to_disk(snapshot.weights, snapshot.config)
-    files = {
-        "model.safetensors": write_tensors(partial / "model.safetensors", weights, {"format": "pt"}),
-        "optimizer.safetensors": write_tensors(partial / "optimizer.safetensors", snapshot.optimizer),
+    if snapshot.shards is not None:
+        files = {path.name: file_sha256(path.rename(partial / path.name)) for path in snapshot.shards.glob(SHARDS)}
+        if not files:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(snapshot.shards))
+    else:
+        weights = to_disk(snapshot.weights, snapshot.config)
+        files = {
+            "model.safetensors": write_tensors(partial / "model.safetensors", weights, {"format": "pt"}),
+            "optimizer.safetensors": write_tensors(partial / "optimizer.safetensors", snapshot.optimizer),
+        }
+    files |= {
         "random.safetensors": write_tensors(partial / "random.safetensors", snapshot.random),
         "state.json": write_flushed(partial / "state.json", [_json(snapshot.state)]),
         "recipe.yaml": write_flushed(partial / "recipe.yaml", [snapshot.recipe.encode()]),

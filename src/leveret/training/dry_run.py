@@ -18,6 +18,7 @@ from leveret.hardware.peak import peak_flops
 from leveret.model.counts import count_parameters, flops_per_token
 from leveret.training.graphs import PAYS_AFTER, Graphs, cannot_compile
 from leveret.training.memory import cuts, fitting_rows, optimizer_bytes, training_memory
+from leveret.training.parallel import exchanging
 
 if TYPE_CHECKING:
     from leveret.training.loop import Trainer
@@ -40,9 +41,10 @@ def settle(trainer: Trainer, steps: int, chosen: dict[str, Any], say: Say) -> No
     """
     config, device = trainer.config, trainer.device
     if config.micro_batch_size == "auto":
-        trainer.rows = find_rows(trainer, chosen.get("micro_batch_size"))
+        before = chosen.get("micro_batch_size") if chosen.get("ranks", 1) == trainer.group.ranks else None
+        trainer.rows = -trainer.group.agree(-find_rows(trainer, before))
         say(f"micro-batches of {trainer.rows} of {trainer.batches.share} rows, as many as fit into the memory")
-    if wants_compiling(trainer, steps, chosen.get("compiled")):
+    if trainer.group.agree(int(wants_compiling(trainer, steps, chosen.get("compiled")))):
         if lack := cannot_compile(device):
             say(f"not compiled: {lack}")
         else:
@@ -81,9 +83,10 @@ def dry_run(trainer: Trainer, rows: int) -> None:
         positions, documents = torch.arange(shape[1]).repeat(rows, 1), torch.zeros_like(ids)
     batch = Batch(ids, ids.clone(), positions, documents).counted().to(trainer.device)
     try:
-        with trainer.autocast():
-            loss = trainer.loss(batch) / batch.weight
-        loss.backward()
+        with exchanging(trainer.loss, now=False):  # a rank that lacks memory lets none of the others wait
+            with trainer.autocast():
+                loss = trainer.loss(batch) / batch.weight
+            loss.backward()
     finally:
         trainer.model.zero_grad(set_to_none=True)
 
@@ -151,5 +154,5 @@ def wants_compiling(trainer: Trainer, steps: int, before: bool | None) -> bool:
     if before is not None:
         return before
     length = trainer.batches.length
-    work = steps * config.batch_size * length * flops_per_token(trainer.model.config, length)
+    work = steps * trainer.batches.share * length * flops_per_token(trainer.model.config, length)
     return device.type in ("cpu", "cuda") and work > PAYS_AFTER * peak_flops(device, trainer.dtype)[0]

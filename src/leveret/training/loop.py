@@ -43,7 +43,7 @@ from leveret.training.guards import (
     write_failure,
 )
 from leveret.training.logbook import Logbook
-from leveret.training.objective import Loss, Objective, mean_loss
+from leveret.training.objective import Called, Loss, Objective, mean_loss
 from leveret.training.optimizer import load_optimizer_state, make_optimizer
 from leveret.training.parallel import ALONE, Group, exchanging, spread
 from leveret.training.prefetch import prefetch
@@ -51,7 +51,7 @@ from leveret.training.profile import profiled
 from leveret.training.progress import Progress
 from leveret.training.saving import Saver
 from leveret.training.schedule import learning_rate
-from leveret.training.sharded import load_weights, whole
+from leveret.training.sharded import gathered, is_sharded, load_weights, whole
 from leveret.training.signals import Interrupted, Leaving, Signals
 from leveret.training.skipping import step_if
 
@@ -157,27 +157,28 @@ def train(trainer: Trainer) -> dict[str, Any]:
             can be saved, or another process trains here.
     """
     total = trainer.config.total_steps(len(trainer.batches.split.windows), trainer.batches.length)
-    with Signals() as signals, Saver(trainer, total) as saver:
+    with Signals() as signals, Saver(trainer, total) as saver, trainer.group.losses_named():
         optimizer = set_up(trainer)
         state = _resume(trainer, optimizer)
         progress = Progress.of(state)
         trainer.batches.skipped = frozenset(progress.skipped)
         guard = Guard(trainer, None if state else Beginning(trainer))
-        with Logbook(trainer, progress, total) as book:
+        with Logbook(trainer, progress, total) as book, trainer.group.telling(_tells(book)):
             settle(trainer, total, state, book.say)
             if progress.step:
                 book.say(f"going on from step {progress.step}")
-                if not book.metrics.validated(progress.step) and _due(trainer, "eval", progress.step, total):
+                missed = not book.metrics.validated(progress.step) and _due(trainer, "eval", progress.step, total)
+                if trainer.group.agree(int(missed)):
                     _validate(trainer, progress.step, signals, book)
-            while not signals.received:
+            while not signals.agreed(trainer.group):
                 try:
                     _take_steps(trainer, optimizer, guard, progress, total, signals, saver, book)
                     break
                 except RollBack as wanted:
                     saver.restart(book)
                     _roll_back(trainer, optimizer, guard, progress, wanted.first, book)
-            if signals.received:  # even in the last step: what comes after training has not been done
-                raise Interrupted(signals.received, progress.step)
+            if signal := signals.agreed(trainer.group):  # even in the last step: what comes after it is not done
+                raise Interrupted(signal, progress.step)
             return book.summary()
 
 
@@ -196,24 +197,26 @@ def _take_steps(
     Raises:
         RollBack: they have led nowhere.
     """
-    config, begin, owed = trainer.config, progress.step, False
+    config, group, begin, owed = trainer.config, trainer.group, progress.step, False
     book.restart(progress)
     steps = range(begin, total)
     ahead = prefetch(lambda step: _make(trainer, step), steps, trainer.device)
     with closing(ahead), _no_garbage(), memory_told(trainer), profiled(trainer, book.say) as profile_step:
         for step in steps:
             profile_step(step - begin + 1)
+            group.at("the data", step + 1)
             trainer.faults.strike(step + 1)
             with trainer.mark("step"), trainer.faults.gradients(trainer.batches.place(step), trainer.model):
                 with trainer.mark("data"), book.spend("waiting"):
                     try:
                         batch = next(ahead)
                     except Exception:
-                        if step > begin and trainer.group.ranks == 1:  # else others are waiting in a step
+                        if step > begin and group.ranks == 1:  # else others are waiting in a step
                             _save(trainer, optimizer, guard, progress, saver, book)  # what has been done is whole
                         raise
                 lr = progress.lr_factor * learning_rate(config.schedule, config.optimizer.lr, step, total)
                 guard.note(*train_step(trainer, optimizer, batch, lr))
+            group.at("the end")
             done = progress.step = step + 1
             book.watch_graphs("step", done)
             logs, saves = done % config.log_every == 0 or done in (1, total), _due(trainer, "checkpoint", done, total)
@@ -224,7 +227,7 @@ def _take_steps(
                     book.step(done, loss, lr, norm)
                 guard.check(progress)
             # Nothing that took long is lost by what comes after; but among bad steps a save would push out a good one.
-            stop = bool(signals.received)
+            stop = bool(signals.agreed(group))
             last = signals if stop or done == total else None
             if (owed and not progress.bad_in_a_row) or last is not None:
                 _save(trainer, optimizer, guard, progress, saver, book, last)
@@ -275,6 +278,11 @@ def _roll_back(
     )
 
 
+def _tells(book: Logbook) -> Callable[[str, int, str], None]:
+    """How the logbook is told of a rank that is late or silent."""
+    return lambda kind, step, text: book.event(kind, step, what=text)
+
+
 def _due(trainer: Trainer, what: Literal["eval", "checkpoint"], done: int, total: int) -> bool:
     """Whether a validation or a checkpoint comes after this step."""
     return done % trainer.config.every(what, total) == 0 or done == total
@@ -309,8 +317,12 @@ def set_up(trainer: Trainer) -> torch.optim.Optimizer:
 
 
 def _resume(trainer: Trainer, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Loads the newest whole checkpoint. Returns its state; if there is none, nothing."""
-    found = find_checkpoint(trainer.folder / "checkpoints")
+    """Loads the newest whole checkpoint, which one rank finds for all. Returns its state; if there is none, nothing."""
+    checkpoints, group = trainer.folder / "checkpoints", trainer.group
+    found = find_checkpoint(checkpoints) if group.main else None
+    number = group.agree(-1 if found is None else found.step)
+    if not group.main:
+        found = find_checkpoint(checkpoints, number)
     if found is None:
         return {}
     _load(trainer, optimizer, found)
@@ -338,6 +350,7 @@ def _save(
     """Saves, or begins to. last: nothing is trained after it, or not before a while, so it is made sure of; a signal
     shortens how long that may take."""
     gc.collect()
+    trainer.group.at("the save", long=True)
     with book.spend("checkpoints"):
         if guard.count:
             guard.read(progress, book.event)
@@ -353,19 +366,23 @@ def _save(
 def _validate(trainer: Trainer, step: int, signals: Signals, book: Logbook) -> bool:
     """Validation loss and the probe. A signal ends it early, with nothing told of it; then False."""
     gc.collect()
-    found: dict[str, Any] = {}
-    with book.spend("validation"), suppress(Leaving):
+    group, objective, found = trainer.group, trainer.objective, dict[str, Any]()
+    group.at("the validation", long=True)
+    # What is called here has shapes of its own, which are not worth compiling for.
+    eager = torch.compiler.set_stance("force_eager") if trainer.graphs is not None else nullcontext()
+    with book.spend("validation"), suppress(Leaving), eager:
         if trainer.validation is not None:
             batches = trainer.validation.in_order(trainer.config.eval_batches)
-            parts = (part for batch in signals.heeded(batches) for part in trainer.micro_batches(batch))
-            loss, _ = mean_loss(trainer.model, trainer.objective, parts, trainer.device, trainer.dtype)
+            parts = (part for batch in signals.heeded(batches, group) for part in trainer.micro_batches(batch))
+            measured = Called(trainer.loss, objective) if is_sharded(trainer.model.parameters()) else objective
+            loss, _ = mean_loss(trainer.model, measured, parts, trainer.device, trainer.dtype, group)
             found["validation_loss"] = loss
             book.watch_graphs("validation", step)
             book.say(f"step {step} · validation loss {loss:.4f}")
         if trainer.probe is not None:
-            # What it calls has shapes of its own, which are not worth compiling for.
-            with torch.compiler.set_stance("force_eager") if trainer.graphs is not None else nullcontext():
-                found |= trainer.probe(step, trainer.model)
+            model = gathered(trainer.model)
+            if group.main:
+                found |= trainer.probe(step, model)
         book.validation(step, found)
         return True
     return False

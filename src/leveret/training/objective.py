@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,6 +13,7 @@ from leveret.data.batches import IGNORED, Batch
 from leveret.model.decoder import Decoder
 from leveret.model.masks import training_masks
 from leveret.training.cross_entropy import liger_cross_entropy, linear_cross_entropy
+from leveret.training.parallel import ALONE, Group
 
 
 class Objective(Protocol):
@@ -63,11 +65,30 @@ class Loss(torch.nn.Module):
         return self.objective.loss(self.model, batch)
 
 
+@dataclass(frozen=True)
+class Called:
+    """An objective whose loss is that of a module called as a whole, which is how FSDP's gathers its weights."""
+
+    whole: torch.nn.Module
+    objective: Objective
+
+    def weight(self, batch: Batch) -> int:
+        return self.objective.weight(batch)
+
+    def loss(self, model: Decoder, batch: Batch) -> Tensor:
+        return self.whole(batch)  # type: ignore[no-any-return]
+
+
 @torch.no_grad()
 def mean_loss(
-    model: Decoder, objective: Objective, batches: Iterable[Batch], device: torch.device, dtype: torch.dtype
+    model: Decoder,
+    objective: Objective,
+    batches: Iterable[Batch],
+    device: torch.device,
+    dtype: torch.dtype,
+    ranks: Group = ALONE,
 ) -> tuple[float, int]:
-    """The loss over these batches divided by their weight, and the weight."""
+    """The loss over these batches, of which each rank has a part, divided by their weight; and the weight."""
     was_training = model.training
     model.eval()
     total, weight = 0.0, 0
@@ -76,4 +97,5 @@ def mean_loss(
             total += float(objective.loss(model, batch.to(device)))
         weight += objective.weight(batch)
     model.train(was_training)
-    return total / max(weight, 1), weight
+    total, whole = ranks.totals(total, weight)
+    return total / max(whole, 1), int(whole)

@@ -9,6 +9,7 @@ and the same in every group. Gradients are summed, not averaged: the step divide
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 FOREVER = timedelta(days=30)
 """Of collectives: it is the pulse that ends them."""
+BROKEN = re.compile("gloo|nccl|connection|socket|broken pipe", re.IGNORECASE)
+"""In what a collective says that could not be ended."""
 STATE_BYTES = 16
 """Of a parameter: itself, its gradient and two moments in float32."""
 
@@ -47,7 +50,10 @@ class RankLost(Exception):
 
 @dataclass(eq=False)
 class Group:
-    """The processes of a training, and which of them this is. local_rank, local_ranks: on this machine."""
+    """The processes of a training, and which of them this is.
+
+    local_rank, local_ranks: among those of this machine. step: of the training, where the work is.
+    """
 
     rank: int = 0
     ranks: int = 1
@@ -55,17 +61,23 @@ class Group:
     local_ranks: int = 1
     store: Any = None
     pulse: Pulse | None = None
+    step: int = 0
 
     @property
     def main(self) -> bool:
         """Whether this is the one that speaks and writes."""
         return self.rank == 0
 
-    def at(self, place: str, long: bool = False) -> None:
-        """Where the work is, for the others to know whom they wait for. All ranks pass the same places; long: it may
-        take as long as it likes."""
+    def at(self, place: str, step: int | None = None, long: bool = False) -> None:
+        """Where the work is, for the others to know whom they wait for. All ranks pass the same places.
+
+        Args:
+            step: that begins here, counted from 1.
+            long: it may take as long as it likes.
+        """
         if self.pulse is not None:
-            self.pulse.at(place, long)
+            self.step = step or self.step
+            self.pulse.at(f"{place} of step {self.step}" if self.step else place, long)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, on the device and in place."""
@@ -81,6 +93,14 @@ class Group:
         dist.all_reduce(box, dist.ReduceOp.MAX)
         return int(box)
 
+    def totals(self, *values: float) -> list[float]:
+        """The sums over all ranks, on the host."""
+        if self.ranks == 1:
+            return list(values)
+        box = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(box)
+        return box.tolist()
+
     def share(self, work: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
         """work(stack), each rank doing its part of the stack's first dimension."""
         if self.ranks == 1:
@@ -90,9 +110,9 @@ class Group:
         done = torch.zeros((each, *stack.shape[1:]), dtype=stack.dtype, device=stack.device)
         if len(mine):
             done[: len(mine)] = work(mine)
-        every = torch.empty((self.ranks * each, *stack.shape[1:]), dtype=stack.dtype, device=stack.device)
-        dist.all_gather_into_tensor(every, done)
-        return every[: len(stack)]
+        every = [torch.empty_like(done) for _ in range(self.ranks)]
+        dist.all_gather(every, done)
+        return torch.cat(every)[: len(stack)]
 
     def tell(self, name: str, text: str = "") -> None:
         """Says something by name to those who `hear` it; once in a start of the group."""
@@ -117,12 +137,30 @@ class Group:
             self.hear(name)
 
     @contextmanager
+    def telling(self, tell: Callable[[str, int, str], None]) -> Iterator[None]:
+        """Who is late or silent is told so as well, with kind, step and text."""
+        if self.pulse is None:
+            yield
+            return
+        before, pulse = self.pulse.tell, self.pulse
+
+        def both(kind: str, text: str) -> None:
+            before(kind, text)
+            tell(kind, self.step, text)
+
+        pulse.tell = both
+        try:
+            yield
+        finally:
+            pulse.tell = before
+
+    @contextmanager
     def losses_named(self) -> Iterator[None]:
         """What a collective says when a rank is gone becomes a RankLost that names it."""
         try:
             yield
         except RuntimeError as error:
-            if self.pulse is None or (missing := self.pulse.missing()) is None:
+            if self.pulse is None or not BROKEN.search(str(error)) or (missing := self.pulse.missing()) is None:
                 raise
             raise RankLost(f"{missing}; started again, all ranks go on from the newest checkpoint") from error
 
@@ -247,6 +285,8 @@ def _shard(loss: nn.Module, layers: nn.ModuleList, shape: tuple[int, int], devic
         mesh = init_device_mesh(device.type, (sharing,), mesh_dim_names=("shard",))
     else:
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    # A layer's second output is a view, which nobody changes in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     for module in (*layers, loss):
         sharded: FSDPModule = fully_shard(module, mesh=mesh)
         sharded.set_gradient_divide_factor(1.0)

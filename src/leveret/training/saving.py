@@ -41,6 +41,7 @@ from leveret.training.lock import Lock
 from leveret.training.memory import optimizer_bytes
 from leveret.training.optimizer import optimizer_state
 from leveret.training.progress import Progress
+from leveret.training.sharded import is_sharded, whole, write_shards
 from leveret.training.signals import Signals
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ Losses = Mapping[int, float]
 
 class Saver:
     """Makes the checkpoints of a stage of `total` steps. Used as a context manager around all that reads or writes the
-    stage's folder: that is locked meanwhile. Of several processes that train together only the first does all this.
+    stage's folder: that is locked meanwhile. Of several processes that train together only the first does all this,
+    but where each holds a share of the weights, it writes that.
 
     Raises:
         UserError: on entering, if another process works there, or the disk has no room for what the stage will keep.
@@ -78,7 +80,7 @@ class Saver:
         self.trainer, self.total = trainer, total
         self.folder = trainer.folder / "checkpoints"
         self.lock = Lock(trainer.folder)
-        self.main = trainer.batches.rank == 0
+        self.main = trainer.group.main
         self.copies: dict[str, Tensor] = {}
         self.thread: ThreadPoolExecutor | None = None
         self.flight: Future[OSError | None] | None = None
@@ -127,16 +129,24 @@ class Saver:
         """Saves how things stand, or begins to; first waits for the save before. A disk that refuses is told of."""
         self.wait(book)
         self.step, trainer = progress.step, self.trainer
-        if not self.main:
+        if not self.main and not self._shared:
             return
         state = progress.facts() | {
+            "ranks": trainer.group.ranks,
             "micro_batch_size": trainer.rows,
             "compiled": trainer.graphs is not None,
             "scaler": trainer.scaler.state_dict(),
         }
         moments = optimizer_state(trainer.model, optimizer)
         snapshot, losses = Snapshot.of(trainer.model, moments, state, trainer.recipe), dict(book.metrics.losses)
-        if self.thread is not None:
+        try:
+            snapshot = self._of_all_ranks(snapshot) if self._shared else snapshot
+        except OSError as error:
+            self._take_in(error, book)
+            return
+        if not self.main:
+            self.failed = None
+        elif self.thread is not None:
             self.flight = self.thread.submit(self._attempt, self._copied(snapshot), losses)
         else:
             self._take_in(self._attempt(snapshot, losses), book)
@@ -152,7 +162,7 @@ class Saver:
         """Whether a save failed, and it is time for another."""
         if self.flight is not None and self.flight.done():
             self.wait(book)
-        return self.failed is not None and time.monotonic() >= self.again
+        return self._any(self.failed is not None and time.monotonic() >= self.again)
 
     def insist(self, optimizer: torch.optim.Optimizer, progress: Progress, book: Logbook, signals: Signals) -> None:
         """Makes sure that this step, which is the last for now, is saved: a save that fails is made again for a while.
@@ -164,14 +174,46 @@ class Saver:
         if self.step != progress.step:
             self.save(optimizer, progress, book)
         while self._unfinished(book):
-            if time.monotonic() - begun >= (SIGNAL_SECONDS if signals.received else INSIST_SECONDS):
+            over = time.monotonic() - begun >= (SIGNAL_SECONDS if signals.received else INSIST_SECONDS)
+            if self._any(over):
                 raise UserError(self._lost())
             time.sleep(PAUSE_SECONDS)
             self.save(optimizer, progress, book)
 
     def _unfinished(self, book: Logbook) -> bool:
         self.wait(book)
-        return self.failed is not None
+        return self._any(self.failed is not None)
+
+    @property
+    def _shared(self) -> bool:
+        """Whether every rank holds a share of the weights; then all save together."""
+        return is_sharded(self.trainer.model.parameters())
+
+    def _any(self, own: bool) -> bool:
+        """Whether it is so here; where all save together, whether it is so on any rank."""
+        return bool(self.trainer.group.agree(int(own))) if self._shared else own
+
+    def _of_all_ranks(self, snapshot: Snapshot) -> Snapshot:
+        """What ranks hold a share of each: of the last step it is put together, so that what stays is in the form of
+        one device; of any other, each rank writes its share, for the checkpoint to take in.
+
+        Raises:
+            OSError: the disk refuses one of them.
+        """
+        tensors = [("model", snapshot.weights), ("optimizer", snapshot.optimizer)]
+        if snapshot.step == self.total:
+            full = [{name: whole(tensor).cpu() for name, tensor in part.items()} for _, part in tensors]
+            return replace(snapshot, weights=full[0], optimizer=full[1])
+        shards = self.folder / f".step-{snapshot.step:08d}.shards.partial"
+        if self.main:
+            shutil.rmtree(shards, ignore_errors=True)
+        self.trainer.group.agree(0)  # no rank writes before that
+        try:
+            write_shards(shards, {f"{part}/{name}": each for part, some in tensors for name, each in some.items()})
+        except OSError:
+            shutil.rmtree(shards, ignore_errors=True)
+            raise
+        return replace(snapshot, weights={}, optimizer={}, shards=shards)
 
     def restart(self, book: Logbook) -> None:
         """Before steps are taken again from an earlier one on."""
@@ -202,7 +244,7 @@ class Saver:
             try:
                 self._write(snapshot)
             except OSError as error:
-                if error.errno not in FULL or not self._thin_out(losses):
+                if error.errno not in FULL or snapshot.shards is not None or not self._thin_out(losses):
                     raise
                 self._write(snapshot)
         except OSError as error:
@@ -217,7 +259,11 @@ class Saver:
         room = free_space(self.folder)
         if room is not None and room < snapshot.nbytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
-        write_checkpoint(self.folder, snapshot)
+        try:
+            write_checkpoint(self.folder, snapshot)
+        finally:
+            if snapshot.shards is not None:
+                shutil.rmtree(snapshot.shards, ignore_errors=True)
 
     def _thin_out(self, losses: Losses) -> bool:
         """Deletes all checkpoints but the newest and the best, if the newest is found to be whole; whether any was.

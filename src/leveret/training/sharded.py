@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leveret.model.decoder import Decoder, hollow_decoder
+
 SHARDS = "shard-*.safetensors"
 
 
@@ -44,6 +46,16 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     if is_sharded(held.values()):
         weights = {name: spread_like(value, held[name]) for name, value in weights.items()}
     model.load_state_dict(weights)
+
+
+def gathered(model: Decoder) -> Decoder:
+    """The model, or where ranks hold a share of it each, another one with all of it; all call this together."""
+    held = model.state_dict()
+    if not is_sharded(held.values()):
+        return model
+    found = hollow_decoder(model.config)
+    found.load_state_dict({name: whole(tensor) for name, tensor in held.items()}, assign=True)
+    return found.to(next(model.parameters()).device)
 
 
 def _is_shared(tensor: Tensor) -> bool:

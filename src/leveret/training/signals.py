@@ -75,13 +75,13 @@ class Signals:
         """The signal that any of the ranks has received, the same on all; 0 for none. All must ask together."""
         return ranks.agree(self.received)
 
-    def heeded(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, until a signal comes.
+    def heeded(self, items: Iterable[T], ranks: Ranks) -> Iterator[T]:
+        """The items, until a signal comes to any rank. All have as many.
 
         Raises:
             Leaving: then.
         """
         for item in items:
-            if self.received:
+            if self.agreed(ranks):
                 raise Leaving
             yield item
