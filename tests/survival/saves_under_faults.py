@@ -125,8 +125,13 @@ def faults_after(stage: Path, came: int, kind: int, old: list[State], new: State
     elif came == SAVED and not new.is_in(found):
         wrong.append("it said that it had saved, and had not")
     for step in steps_on_disk(stage / "checkpoints"):
-        if not any(state.is_in(open_checkpoint(stage / "checkpoints" / f"step-{step:08d}")) for state in known):
-            wrong.append(f"step {step} is not what was saved")
+        try:
+            there = open_checkpoint(stage / "checkpoints" / f"step-{step:08d}")
+        except UserError as error:
+            wrong.append(str(error))
+        else:
+            if not any(state.is_in(there) for state in known):
+                wrong.append(f"step {step} is not what was saved")
     if later.save(stage) != SAVED:
         wrong.append("a later save failed")
     found = find_checkpoint(stage / "checkpoints")

@@ -29,10 +29,11 @@ from leveret.training.signals import Interrupted
 PLAIN = {"steps": 12, "eval_every": 4, "checkpoint_every": 2, "keep_last": 2}
 
 
-@pytest.fixture
-def undisturbed(tmp_path: Path, store: TokenStore) -> Path:
-    train(trainer(tmp_path / "undisturbed", store, settings(**PLAIN)))
-    return tmp_path / "undisturbed"
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, store: TokenStore) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train(trainer(folder, store, settings(**PLAIN)))
+    return folder
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, which: Callable[[int, int], bool], number: int = errno.ENOSPC) -> list[int]:
