@@ -83,10 +83,6 @@ class MetricsLog(Lines):
     def validated(self, step: int) -> bool:
         return step in self.losses
 
-    def best_step(self) -> int | None:
-        """The step with the lowest validation loss so far."""
-        return min(self.losses, key=self.losses.__getitem__, default=None)
-
 
 def read_metrics(folder: Path) -> list[Row]:
     """The rows of metrics.jsonl up to the first line that is none, such as a last one that a crash cut short."""
