@@ -8,14 +8,12 @@ inputs changed is stale, and is done again.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -36,12 +34,16 @@ from leveret.tokenizer.tokenizer import Tokenizer
 from leveret.training.config import TrainingConfig
 from leveret.training.lock import Lock
 
+if TYPE_CHECKING:
+    from leveret.training.parallel import Group
+
 PLACE_OF_WORK = {"workers", "executor", "retry"}
 """Keys of data that say who makes the shards, and change nothing in them."""
 
 
 class Run:
-    """A recipe at work in a run directory.
+    """A recipe at work in a run directory, perhaps by several processes of one `group`, of which the first does all but
+    the training alone.
 
     Args:
         recipe: what to do.
@@ -53,6 +55,8 @@ class Run:
         start_from: fine-tune from this run's weights (RUN[/STAGE][@STEP]) instead of pretraining.
         profile: write where the time of a few training steps goes.
     """
+
+    group: Group
 
     def __init__(
         self,
@@ -87,10 +91,25 @@ class Run:
         Raises:
             UserError: another process works in the run directory, or a stage cannot be done.
         """
+        from leveret.training.parallel import join
+
         self._check_sizes()
-        first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
-        with Lock(self.run.path) if first else nullcontext():
-            self._upto(last)
+        with join(self.device, self.recipe.pretrain.parallel.patience) as self.group:
+            if self.group.main:
+                with Lock(self.run.path):
+                    self._upto(last)
+            else:
+                self._join_in(last)
+
+    def _join_in(self, last: str) -> None:
+        """What the other ranks do: they train with the first, and wait for all else."""
+        self.console.quiet = True
+        for name, stage in self.stages.items():
+            if name in TRAINED:
+                stage()
+            self.group.wait(name)
+            if name == last:
+                return
 
     def _upto(self, last: str) -> None:
         path = self.run / "recipe.yaml"
@@ -103,12 +122,18 @@ class Run:
                 if before is not None:  # the run is still the one that it was
                     path.write_text(before, encoding="utf-8")
                 raise
+            self.group.wait(name)
             if name == last:
                 return
 
     def _stage(self, name: str, inputs: dict[str, str], do: Callable[[], object]) -> None:
         """Does a stage unless it is done with these inputs; sets a stale one aside first."""
+        if not self.group.main:
+            if self.group.hear(f"{name} is to be done") == "yes":
+                do()
+            return
         if self.run.is_done(name, inputs):
+            self.group.tell(f"{name} is to be done", "no")
             self.console.print(f"{name}: already done", style="dim")
             return
         reason = self.run.why_stale(name, inputs)
@@ -118,6 +143,7 @@ class Run:
             self.console.print(f"{name}: stale, because {reason}; doing it again")
             self.run.set_aside(name)
         self.run.begin(name, inputs)
+        self.group.tell(f"{name} is to be done", "yes")
         started = time.monotonic()
         try:
             do()

@@ -29,6 +29,7 @@ from leveret.training.checkpoint import Checkpoint, find_checkpoint, steps_on_di
 from leveret.training.config import TrainingConfig
 from leveret.training.loop import Trainer, train
 from leveret.training.objective import NextToken
+from leveret.training.parallel import ALONE, Group
 from leveret.training.saving import space_needed
 
 SAMPLES = re.compile(r"^(?=## Step \d+$)", re.MULTILINE)
@@ -44,11 +45,14 @@ def new_model(run: Run, tokenizer: Tokenizer, seed: int, device: torch.device) -
     return Decoder(config).to(device)
 
 
-def make_batches(store: TokenStore, config: TrainingConfig, length: int, pad: int) -> tuple[Batches, Batches | None]:
-    """The batches to train on and, where the data has a validation split, those to validate on."""
+def make_batches(
+    store: TokenStore, config: TrainingConfig, length: int, pad: int, group: Group = ALONE
+) -> tuple[Batches, Batches | None]:
+    """The batches to train on and, where the data has a validation split, those to validate on; this rank's parts."""
 
     def of(split: str) -> Batches:
-        return Batches(store.split(split), config.batch_size, length, config.seed, pad, config.document_mask)
+        size, seed, masks = config.batch_size, config.seed, config.document_mask
+        return Batches(store.split(split), size, length, seed, pad, masks, rank=group.rank, ranks=group.ranks)
 
     return of("train"), of("validation") if "validation" in store.manifest["splits"] else None
 
@@ -92,7 +96,7 @@ def _train(
     device: torch.device,
     tokenizer: Tokenizer,
 ) -> None:
-    batches, validation = make_batches(run.store(stage), config, length, tokenizer.pad_id or 0)
+    batches, validation = make_batches(run.store(stage), config, length, tokenizer.pad_id or 0, run.group)
     folder = run.run / stage
     trainer = Trainer(
         label=stage,
@@ -108,11 +112,15 @@ def _train(
         probe=lambda step, trained: write_samples(run, trained, tokenizer, folder / "samples.md", step),
         profile=run.profile,
         room_after=_room_after(run, stage, model),
+        group=run.group,
     )
     if device.type == "cpu":
         keep_freed_memory()
-    write_json(run.run / "environment.json", environment(device))
-    write_json(folder / "summary.json", train(trainer))
+    if run.group.main:
+        write_json(run.run / "environment.json", environment(device))
+    summary = train(trainer)
+    if run.group.main:
+        write_json(folder / "summary.json", summary)
 
 
 def _room_after(run: Run, stage: str, model: Decoder) -> int:

@@ -1,12 +1,13 @@
 """The command line: verbs parse, call one function, and print.
 
 Exit codes: 0 done; 1 an audit found something; 2 a mistake of the user's, said in one line; 128 + n stopped by
-signal n, everything saved.
+signal n, everything saved; 75 another process of this training was lost, and the same command goes on.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 DISK = {
@@ -14,6 +15,8 @@ DISK = {
     errno.EIO,
 }  # fmt: skip
 """What a disk may say that is no mistake of ours."""
+RANK = os.environ.get("RANK", "0")
+"""Which of the processes this is that torchrun has started."""
 
 
 def main() -> None:
@@ -48,9 +51,10 @@ def main() -> None:
         code = getattr(error, "exit_code", None)
         if code is None or debug:
             raise
-        _say(f"leveret: {error}")
+        if code < 128 or RANK == "0":  # being asked to stop, all ranks say the same
+            _say(f"leveret: {error}")
         sys.exit(code)
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(text if RANK == "0" else text.replace("leveret:", f"leveret, rank {RANK}:", 1), file=sys.stderr)

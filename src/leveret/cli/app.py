@@ -85,7 +85,8 @@ def run(
     """Do every stage of a recipe that is not already done; leaves report.md in the run directory."""
     work = _open(recipe, overrides, run_dir, device, smoke=smoke, copy_data=copy_data, profile=profile, price=price)
     work.upto()
-    speak.summary(work)
+    if work.group.main:
+        speak.summary(work)
 
 
 @app.command()

@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from leveret.errors import UserError
 from leveret.hardware.device import pick_device
 from leveret.hardware.memory import available_memory
-from leveret.training.pulse import LOST, Pulse
+from leveret.training.pulse import DONE, LOST, Pulse
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -126,6 +126,8 @@ class Group:
             try:
                 self.store.wait([f"told/{name}"], timedelta(seconds=5))
             except dist.DistStoreError:
+                if self.pulse is not None and (gone := self.pulse.gone()):
+                    raise RankLost(f"{gone}; the same command goes on") from None
                 continue
             return str(self.store.get(f"told/{name}").decode())
 
@@ -193,7 +195,7 @@ def join(device: str = "auto", patience: float = 300.0) -> Iterator[Group]:
         raise
     group.at("the end", long=True)
     dist.barrier()
-    group.pulse.stop("done")
+    group.pulse.stop(DONE)
     dist.destroy_process_group()
 
 

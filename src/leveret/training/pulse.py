@@ -28,6 +28,8 @@ LATE_SECONDS = 20.0
 """Who lets the others wait for so long is named, and again whenever the wait has doubled."""
 TOGETHER = 4
 """Times the patience that all may stand at one place: they may all have much to do."""
+DONE = "done"
+"""Why a rank leaves that has come to the end."""
 LOST = 75
 """Exit code of the ranks that are left when one is lost: to be tried again (as sysexits.h has it)."""
 
@@ -141,6 +143,8 @@ class Pulse:
                 if quiet > LOST_SECONDS:
                     return f"{text}, and is given up"
                 self._name(rank, "rank-silent", text, quiet)
+        if now - self.moved > SILENT_SECONDS and not self.long and (gone := self.gone()) is not None:
+            return gone
         beats = {rank: heard.beat for rank, heard in self.heard.items() if not heard.beat.left}
         return self._late(beats | {self.rank: self._own()}, now - self.moved)
 
@@ -188,12 +192,19 @@ class Pulse:
         """After a collective has failed: which rank is gone, looked for until one has missed its beats."""
         deadline = time.monotonic() + SILENT_SECONDS
         while time.monotonic() < deadline:
+            if (gone := self.gone()) is not None:
+                return gone
             for rank, heard in sorted(self.heard.items()):
-                if heard.beat.left:
-                    return f"rank {rank} ({heard.beat.who}) has left at {heard.beat.place}: {heard.beat.left}"
                 if time.monotonic() - heard.when > 3.5 * BEAT_SECONDS:
                     return f"rank {rank} ({heard.beat.who}) is gone; it was at {heard.beat.place}"
             time.sleep(BEAT_SECONDS / 5)
+        return None
+
+    def gone(self) -> str | None:
+        """Who has left for a reason of its own."""
+        for rank, heard in sorted(self.heard.items()):
+            if heard.beat.left not in ("", DONE):
+                return f"rank {rank} ({heard.beat.who}) has left at {heard.beat.place}: {heard.beat.left}"
         return None
 
 
