@@ -52,7 +52,7 @@ from leveret.training.schedule import learning_rate
 SHARE = 0.4
 """Of the budget: how long our short schedule takes, and the goal."""
 RATES = {"cpu": (5e-4, 1e-3, 2e-3), "cuda": (6e-4,)}
-"""Peak rates of the peer: on a CPU those around its best, on a GPU the published one."""
+"""Peak rates of the peer that are tried first: on a CPU around its best, on a GPU the published one alone."""
 WINDOWS = 512
 """Held-out windows that all are measured on."""
 
@@ -203,7 +203,9 @@ def race_to_loss(work: Path, arguments: argparse.Namespace, setting: Setting) ->
         return kept(work, f"peer-{rate:g}-{seed}", run)[their_steps]
 
     sweep = {rate: of_peer(rate, 0) for rate in RATES[arguments.device.type]}
-    best = min(sweep, key=sweep.__getitem__)
+    while (best := min(sweep, key=sweep.__getitem__)) in (min(sweep), max(sweep)) and len(sweep) > 1:
+        rate = best / 2 if best == min(sweep) else best * 2  # the best must have a worse one on either side
+        sweep[rate] = of_peer(rate, 0)
     rows = []
     for seed in range(arguments.seeds):
         final = of_peer(best, seed)
