@@ -15,7 +15,7 @@ from leveret.model.decoder import Decoder
 from leveret.training import dry_run
 from leveret.training.dry_run import memory_told, settle, wants_compiling
 from leveret.training.loop import Trainer, train
-from leveret.training.memory import training_memory
+from leveret.training.memory import USABLE, training_memory
 from leveret.training.objective import NextToken
 
 
@@ -34,7 +34,7 @@ class Noted(NextToken):
 def room_for(run: Trainer, rows: int) -> int:
     """Memory, less the weights that are there already, in which that many rows and no more should fit."""
     sizes = training_memory(run.model.config, run.config, LENGTH, rows, run.dtype, run.device)
-    return int((sizes["total"] - sizes["weights"]) / 0.85) + 1
+    return int((sizes["total"] - sizes["weights"]) / USABLE) + 1
 
 
 @pytest.mark.parametrize("tell", [False, True])
