@@ -129,11 +129,11 @@ class Run:
     def _stage(self, name: str, inputs: dict[str, str], do: Callable[[], object]) -> None:
         """Does a stage unless it is done with these inputs; sets a stale one aside first."""
         if not self.group.main:
-            if self.group.hear(f"{name} is to be done") == "yes":
+            if self.group.hear(f"the start of {name}") == "yes":
                 do()
             return
         if self.run.is_done(name, inputs):
-            self.group.tell(f"{name} is to be done", "no")
+            self.group.tell(f"the start of {name}", "no")
             self.console.print(f"{name}: already done", style="dim")
             return
         reason = self.run.why_stale(name, inputs)
@@ -143,7 +143,7 @@ class Run:
             self.console.print(f"{name}: stale, because {reason}; doing it again")
             self.run.set_aside(name)
         self.run.begin(name, inputs)
-        self.group.tell(f"{name} is to be done", "yes")
+        self.group.tell(f"the start of {name}", "yes")
         started = time.monotonic()
         try:
             do()

@@ -21,6 +21,7 @@ from leveret.hardware.peak import peak_flops
 from leveret.model.counts import flops_per_token
 from leveret.training.meter import Clock, Ledger, Meter
 from leveret.training.metrics import NOWHERE, Lines, MetricsLog, read_metrics
+from leveret.training.parallel import RankLost
 from leveret.training.plots import Painter
 from leveret.training.power import Power
 from leveret.training.progress import Progress
@@ -69,9 +70,9 @@ class Logbook:
             if isinstance(value, Interrupted):
                 self.event("signal", self.progress.step, exit_code=value.exit_code)
             elif value is not None:
-                self.event(
-                    "failed", self.progress.step, error=" ".join(f"{type(value).__name__}: {value}".split())[:500]
-                )
+                kind_of = "rank-lost" if isinstance(value, RankLost) else "failed"
+                error = " ".join(f"{type(value).__name__}: {value}".split())[:500]
+                self.event(kind_of, self.progress.step, error=error)
             self._account(now=True)
         self.events.close()
         self.trackers.close()

@@ -124,6 +124,7 @@ def train_step(
     here waits for the device.
     """
     config, scaler, ranks = trainer.config, trainer.scaler, trainer.group
+    ranks.at("the sum of weights")
     ours = sum(trainer.objective.weight(each) for each in micro_batches)
     weight = ranks.sum(torch.full((), float(ours), device=trainer.device)).clamp_min(1)
     total = torch.zeros((), device=trainer.device)
@@ -163,7 +164,11 @@ def train(trainer: Trainer) -> dict[str, Any]:
         progress = Progress.of(state)
         trainer.batches.skipped = frozenset(progress.skipped)
         guard = Guard(trainer, None if state else Beginning(trainer))
-        with Logbook(trainer, progress, total) as book, trainer.group.telling(_tells(book)):
+        with (
+            Logbook(trainer, progress, total) as book,
+            trainer.group.telling(_tells(book)),
+            trainer.group.losses_named(),
+        ):
             settle(trainer, total, state, book.say)
             if progress.step:
                 book.say(f"going on from step {progress.step}")

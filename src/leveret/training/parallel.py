@@ -52,7 +52,7 @@ class RankLost(Exception):
 class Group:
     """The processes of a training, and which of them this is.
 
-    local_rank, local_ranks: among those of this machine. step: of the training, where the work is.
+    local_rank, local_ranks: among those of this machine.
     """
 
     rank: int = 0
@@ -61,7 +61,6 @@ class Group:
     local_ranks: int = 1
     store: Any = None
     pulse: Pulse | None = None
-    step: int = 0
 
     @property
     def main(self) -> bool:
@@ -76,8 +75,7 @@ class Group:
             long: it may take as long as it likes.
         """
         if self.pulse is not None:
-            self.step = step or self.step
-            self.pulse.at(f"{place} of step {self.step}" if self.step else place, long)
+            self.pulse.at(place, step, long)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, on the device and in place."""
@@ -148,7 +146,7 @@ class Group:
 
         def both(kind: str, text: str) -> None:
             before(kind, text)
-            tell(kind, self.step, text)
+            tell(kind, pulse.step, text)
 
         pulse.tell = both
         try:

@@ -39,16 +39,21 @@ Fetch = Callable[[str], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a rank says of itself. passed: places so far. since: seconds at the last one. long: whether that may take
-    as long as it likes. left: why it is going, empty while it is not. who: host and process."""
+    """What a rank says of itself. passed: places of this step. since: seconds at the last one. long: whether that may
+    take as long as it likes. left: why it is going, empty while it is not. who: host and process."""
 
     number: int
+    step: int
     passed: int
     place: str
     since: float
     long: bool
     left: str
     who: str
+
+    @property
+    def so_far(self) -> tuple[int, int]:
+        return self.step, self.passed
 
     @classmethod
     def read(cls, text: str) -> Beat:
@@ -79,7 +84,7 @@ class Pulse:
         self.rank, self.ranks, self.post, self.fetch, self.patience = rank, ranks, post, fetch, patience
         self.who = f"{socket.gethostname()}, process {os.getpid()}"
         self.tell: Callable[[str, str], None] = lambda kind, text: _say(text)
-        self.passed, self.place, self.moved, self.long = 0, "starting", time.monotonic(), True
+        self.step, self.passed, self.place, self.moved, self.long = 0, 0, "its start", time.monotonic(), True
         self.heard: dict[int, Heard] = {}
         self.number = 0
         self.said: dict[int, float] = {}
@@ -97,14 +102,15 @@ class Pulse:
         with suppress(RuntimeError):  # whoever held the store has gone before us
             self._beat(why)
 
-    def at(self, place: str, long: bool = False) -> None:
-        """The work has come to this place; nobody is named for a long one, as long as it beats."""
+    def at(self, place: str, step: int | None = None, long: bool = False) -> None:
+        """The work has come to this place, and perhaps to a step; nobody is named for a long one, as long as it
+        beats."""
+        self.step, self.passed = (self.step, self.passed + 1) if step is None else (step, 0)
         self.place, self.moved, self.long = place, time.monotonic(), long
-        self.passed += 1
 
     def _own(self, left: str = "") -> Beat:
         since = round(time.monotonic() - self.moved, 1)
-        return Beat(self.number, self.passed, self.place, since, self.long, left, self.who)
+        return Beat(self.number, self.step, self.passed, self.place, since, self.long, left, self.who)
 
     def _beat(self, left: str = "") -> None:
         self.number += 1
@@ -138,7 +144,7 @@ class Pulse:
             quiet = now - heard.when
             if not heard.beat.left and quiet > SILENT_SECONDS:
                 text = (
-                    f"rank {rank} ({heard.beat.who}) has not answered for {quiet:.0f} s; it was at {heard.beat.place}"
+                    f"rank {rank} ({heard.beat.who}) has not answered for {quiet:.0f} s; it was at {_where(heard.beat)}"
                 )
                 if quiet > LOST_SECONDS:
                     return f"{text}, and is given up"
@@ -152,12 +158,12 @@ class Pulse:
         """Names who has passed fewest places, this rank perhaps; why to end, if patience is over."""
         if waited < min(LATE_SECONDS, self.patience) or any(beat.long for beat in beats.values()):
             return None
-        rank = min(beats, key=lambda each: beats[each].passed)
-        if all(beat.passed == beats[rank].passed for beat in beats.values()):
-            stuck = f"every rank has been at {self.place} for {waited:.0f} s: a device hangs, or the network"
+        rank = min(beats, key=lambda each: beats[each].so_far)
+        if all(beat.so_far == beats[rank].so_far for beat in beats.values()):
+            stuck = f"every rank has been at {_where(self._own())} for {waited:.0f} s: a device hangs, or the network"
             return stuck if waited > TOGETHER * self.patience else None
         late = beats[rank]
-        text = f"rank {rank} ({late.who}) has been at {late.place} for {late.since:.0f} s, and the others wait for it"
+        text = f"rank {rank} ({late.who}) has been at {_where(late)} for {late.since:.0f} s, and the others wait for it"
         if waited > self.patience:
             return f"{text}; it is given up"
         self._name(rank, "rank-late", text, waited)
@@ -196,7 +202,7 @@ class Pulse:
                 return gone
             for rank, heard in sorted(self.heard.items()):
                 if time.monotonic() - heard.when > 3.5 * BEAT_SECONDS:
-                    return f"rank {rank} ({heard.beat.who}) is gone; it was at {heard.beat.place}"
+                    return f"rank {rank} ({heard.beat.who}) is gone; it was at {_where(heard.beat)}"
             time.sleep(BEAT_SECONDS / 5)
         return None
 
@@ -204,8 +210,12 @@ class Pulse:
         """Who has left for a reason of its own."""
         for rank, heard in sorted(self.heard.items()):
             if heard.beat.left not in ("", DONE):
-                return f"rank {rank} ({heard.beat.who}) has left at {heard.beat.place}: {heard.beat.left}"
+                return f"rank {rank} ({heard.beat.who}) has left at {_where(heard.beat)}: {heard.beat.left}"
         return None
+
+
+def _where(beat: Beat) -> str:
+    return f"{beat.place} of step {beat.step}" if beat.step else beat.place
 
 
 def _say(text: str) -> None:
