@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from leveret.cli import data, speak
+from leveret.cli.launch import launch_app
 from leveret.cli.runs import runs_app
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app.add_typer(data.tokenizer_app, name="tokenizer")
 app.add_typer(data.data_app, name="data")
 app.add_typer(data.audit_app, name="audit")
 app.add_typer(runs_app, name="runs")
+app.add_typer(launch_app, name="launch")
 speak.add_verbs(app)
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
