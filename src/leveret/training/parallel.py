@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -120,14 +121,13 @@ class Group:
     def hear(self, name: str) -> str:
         """What is told by that name, waited for however long it takes. If the teller is lost, this process ends."""
         self.at(f"waiting for {name}", long=True)
-        while True:
-            try:
-                self.store.wait([f"told/{name}"], timedelta(seconds=5))
-            except dist.DistStoreError:
-                if self.pulse is not None and (gone := self.pulse.gone()):
-                    raise RankLost(f"{gone}; the same command goes on") from None
-                continue
-            return str(self.store.get(f"told/{name}").decode())
+        pause = 0.01
+        while not self.store.check([f"told/{name}"]):  # torch's own waiting warns whenever it has waited in vain
+            if self.pulse is not None and (gone := self.pulse.gone()):
+                raise RankLost(f"{gone}; the same command goes on")
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+        return str(self.store.get(f"told/{name}").decode())
 
     def wait(self, name: str) -> None:
         """Until rank 0 has come here too."""
