@@ -195,7 +195,7 @@ def test_torchrun_starts_lost_ranks_anew_and_they_go_on(tmp_path: Path, environm
     for words, fault in (([*command, "one"], ""), ([command[0], *torchrun, *command[1:], "two"], "die@6:rank1")):
         done = subprocess.run(
             words, cwd=recipe.parent, env=environment | {"LEVERET_FAULTS": fault}, capture_output=True, text=True,
-            timeout=200,
+            timeout=400,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert "rank 1 (" in done.stderr
