@@ -26,6 +26,9 @@ LAST_BITS = {"micro_batch_size", "compile", "loss_kernel", "gradient_checkpointi
 LENGTH = {"steps", "tokens", "epochs"}
 """Keys that say how long training is."""
 
+CONTENT = {"examples"}
+"""Keys that name files, whose content is compared and not their names."""
+
 Change = tuple[str, Any, Any]
 
 
@@ -42,6 +45,12 @@ def changes(before: Any, after: Any, key: str = "") -> list[Change]:
         inner = (changes(before.get(each), after.get(each), f"{key}.{each}".lstrip(".")) for each in keys)
         return [change for some in inner for change in some]
     return [] if before == after else [(key, before, after)]
+
+
+def _key(change: Change, stage: str) -> str:
+    """The key of the stage's config that a change is in; of another part's, the whole of its name."""
+    name = change[0].removeprefix(f"{stage}.")
+    return name if name == change[0] else name.partition(".")[0]
 
 
 def told(found: list[Change]) -> str:
@@ -61,12 +70,11 @@ def of_training(folder: Path, stage: str, recipe: Recipe) -> tuple[int, Training
         return None
     old = yaml.safe_load((found.folder / "recipe.yaml").read_text("utf-8")) or {}
     new = recipe.model_dump(mode="json")
-    unimportant = {f"{stage}.{key}" for key in HARMLESS}
     differ = [
         change
         for part in ("model", stage)
         for change in changes(old.get(part), new.get(part), part)
-        if ".".join(change[0].split(".")[:2]) not in unimportant
+        if _key(change, stage) not in HARMLESS | CONTENT
     ]
     try:
         config = type(getattr(recipe, stage)).model_validate(old.get(stage))
@@ -94,16 +102,16 @@ def may_go_on(
     step, before, differ = known
     if not stale:
         return True, f"goes on with {told(differ)}" if differ else ""
-    real = [change for change in differ if change[0].removeprefix(f"{stage}.") not in LAST_BITS]
+    real = [change for change in differ if _key(change, stage) not in LAST_BITS]
     reason = told(real) or stale
-    if before is not None and real and {key.removeprefix(f"{stage}.") for key, _, _ in real} <= LENGTH:
+    if before is not None and real and {_key(change, stage) for change in real} <= LENGTH:
         after: TrainingConfig = getattr(recipe, stage)
         steps = steps_of(before), steps_of(after)
         if (other := _first_other_rate(before, after, *steps, step)) is None:
             return True, f"goes on from step {step} of {steps[0]} to {steps[1]}: {reason}"
         reason += f", with which step {other} would have had another learning rate"
     if finished:
-        return False, reason
+        return False, reason if real else ""
     raise Refused(
         f"{folder} is at step {step} of another training: {reason}; take the old values, or another --run-dir, or move "
         f"{folder} away to begin anew"

@@ -73,9 +73,10 @@ def test_another_training_is_refused_while_one_is_on_its_way(
 def test_what_changes_no_weight_is_accepted_and_what_cuts_steps_otherwise_is_named(
     project: Path, begun: str, leveret: Command
 ) -> None:
-    changed = ["pretrain.log_every=3", "pretrain.keep_last=1", "pretrain.micro_batch_size=2"]
+    changed = ["pretrain.log_every=3", "pretrain.keep_last=1", "pretrain.guard.max_skipped=7"]
+    changed += ["pretrain.micro_batch_size=2", "pretrain.parallel.kind=ddp"]
     said = said_of_pretrain(
         leveret("pretrain", "tiny.yaml", *CONSTANT, *changed, "--run-dir", begun, cwd=project).stderr
     )
-    assert "goes on with pretrain.micro_batch_size None -> 2" in said
+    assert "goes on with pretrain.micro_batch_size None -> 2, pretrain.parallel.kind auto -> ddp" in said
     assert "going on from step 20" in said
