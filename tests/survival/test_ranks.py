@@ -149,6 +149,21 @@ def test_a_damaged_share_makes_the_checkpoint_a_damaged_one(tmp_path: Path, stor
     assert found.folder < newest
 
 
+@pytest.mark.parametrize("way", [DDP, FSDP], ids=["ddp", "fsdp"])
+def test_ranks_go_back_from_bad_steps_as_one_does(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, way: dict[str, Any]
+) -> None:
+    changes = settings_of(guard={"max_skipped": 2}, parallel=way)
+    one, two = (tmp_path / name for name in ("one", "two"))
+    together(2, ranks.trainings, store, [(two, changes)], LEVERET_FAULTS="nan@5-6")
+    monkeypatch.setenv("LEVERET_FAULTS", "nan@5-6")
+    ranks.trainings(ALONE, store, [(one, changes)])
+    told = [[(event["kind"], event["step"]) for event in read_events(folder)] for folder in (one, two)]
+    assert told[0] == told[1] == [("skipped", 5), ("skipped", 6), ("roll-back", 6)]
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    assert len(losses(two)) == 12
+
+
 # --- ranks that are lost -------------------------------------------------------------------------------------
 
 
