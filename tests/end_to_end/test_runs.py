@@ -62,6 +62,12 @@ def test_a_list_fits_a_narrow_terminal_and_takes_a_folder(leveret: Command, tmp_
     assert max(map(len, said.splitlines())) <= 80
     assert "interrupted" in said
     assert "40/100" in said
+    narrow = leveret("runs", "elsewhere", cwd=tmp_path, COLUMNS="40").stdout
+    assert narrow.split()[:2] == ["run", "state"], "what does not fit is left out, from the right"
+    assert (
+        "".join(line[:27].strip() for line in narrow.splitlines()[1:])
+        == "a-run-with-a-rather-long-name-that-says-a-lot"
+    )
     (tmp_path / "runs").mkdir()
     assert leveret("runs", cwd=tmp_path).stdout == "no runs in runs\n"
     line = leveret("runs", "nowhere", cwd=tmp_path, exit_code=2).stderr

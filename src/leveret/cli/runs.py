@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from leveret.runs import RunStatus, StageStatus
 
@@ -27,6 +28,9 @@ runs_app = typer.Typer(cls=_ListsByDefault, help="The runs there are: list them,
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run: DIR or name, /STAGE after it if wished.")]
 COLOURS = {"running": "cyan", "finished": "green", "interrupted": "yellow", "failed": "red"}
+COLUMNS = ("run", "state", "stage", "step", "loss", "val. loss", "time", "cost")
+NAME_WIDTH = 20
+"""Of a run's name, at most where room is short; it is wrapped then."""
 CURVES = {"lr": "learning rate", "grad_norm": "gradient norm", "tokens_per_second": "tokens/s"}
 
 
@@ -35,7 +39,6 @@ def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look.")] = Path("runs"),
 ) -> None:
     """List the runs in a folder, with state, step, loss, time and cost."""
-    from rich.markup import escape
     from rich.table import Table
 
     from leveret.runs import runs_in
@@ -44,17 +47,29 @@ def list_runs(
     if not found:
         print(f"no runs in {folder}")
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", overflow="fold", min_width=8)
-    for name in ("state", "stage"):
-        table.add_column(name, no_wrap=True)
-    for name in ("step", "loss", "val. loss", "time", "cost"):
-        table.add_column(name, no_wrap=True, justify="right")
+    rows = []
     for run in found:
-        stage = run.trained
-        state = f"[{COLOURS[run.state]}]{run.state}[/]"
-        table.add_row(escape(run.name), state, run.stage, *_figures(stage), *_spent(run.seconds, run.cost))
-    _console().print(table)
+        texts = [run.stage, *_figures(run.trained), *_spent(run.seconds, run.cost)]
+        rows.append([_cell(run.name), _cell(run.state, COLOURS[run.state]), *map(_cell, texts)])
+    console = _console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    room = console.width
+    for number, name in enumerate(COLUMNS):
+        wide = max(len(name), *(len(row[number]) for row in rows))
+        room -= min(wide, NAME_WIDTH) if number == 0 else wide + 2
+        if room < 0:  # narrow: what is furthest to the right is left out
+            break
+        right = number > COLUMNS.index("stage")
+        table.add_column(name, overflow="fold", no_wrap=number > 0, justify="right" if right else "left")
+    for row in rows:
+        table.add_row(*row[: len(table.columns)])
+    console.print(table)
+
+
+def _cell(text: str, colour: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(text, colour)
 
 
 def _figures(stage: StageStatus | None) -> tuple[str, str, str]:
