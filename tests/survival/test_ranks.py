@@ -149,6 +149,17 @@ def test_a_damaged_share_makes_the_checkpoint_a_damaged_one(tmp_path: Path, stor
     assert found.folder < newest
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("way", [DDP, FSDP], ids=["ddp", "fsdp"])
+def test_compiled_ranks_take_the_steps_of_one_that_is_not(tmp_path: Path, store: Path, way: dict[str, Any]) -> None:
+    one, two = (tmp_path / name for name in ("one", "two"))
+    ranks.trainings(ALONE, store, [(one, settings_of())])
+    together(2, ranks.trainings, store, [(two, settings_of(compile=True, parallel=way))])
+    rows = [row for row in read_metrics(two) if "loss" in row]
+    assert rows[-1]["graphs"] >= 1
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+
+
 @pytest.mark.parametrize("way", [DDP, FSDP], ids=["ddp", "fsdp"])
 def test_ranks_go_back_from_bad_steps_as_one_does(
     tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, way: dict[str, Any]

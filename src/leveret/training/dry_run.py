@@ -19,6 +19,7 @@ from leveret.model.counts import count_parameters, flops_per_token
 from leveret.training.graphs import PAYS_AFTER, Graphs, cannot_compile
 from leveret.training.memory import cuts, fitting_rows, optimizer_bytes, training_memory
 from leveret.training.parallel import exchanging
+from leveret.training.sharded import is_sharded
 
 if TYPE_CHECKING:
     from leveret.training.loop import Trainer
@@ -83,7 +84,8 @@ def dry_run(trainer: Trainer, rows: int) -> None:
         positions, documents = torch.arange(shape[1]).repeat(rows, 1), torch.zeros_like(ids)
     batch = Batch(ids, ids.clone(), positions, documents).counted().to(trainer.device)
     try:
-        with exchanging(trainer.loss, now=False):  # a rank that lacks memory lets none of the others wait
+        # Kept by DDP, so that a rank that lacks memory lets none of the others wait; what FSDP keeps cannot be dropped.
+        with exchanging(trainer.loss, now=is_sharded(trainer.model.parameters())):
             with trainer.autocast():
                 loss = trainer.loss(batch) / batch.weight
             loss.backward()
