@@ -66,9 +66,16 @@ def _training(run: RunDir) -> str:
                     f"{summary['mfu']:.0%}",
                     "" if memory is None else f"{memory / 2**30:.2f}",
                     "" if loss is None else f"{loss:.4f}",
+                    "" if summary.get("energy_kwh") is None else f"{summary['energy_kwh']:.3g}",
+                    "" if summary.get("cost") is None else f"${summary['cost']:.2f}",
                 ]
             )
     header = ["stage", "steps", "tokens", "epochs", "seconds", "tokens/s", "MFU", "peak GiB", "validation loss"]
+    header += ["kWh", "cost"]
+    for column in (10, 9):
+        if not any(row[column] for row in rows):  # no meter that can be read, no price given
+            for row in (header, *rows):
+                del row[column]
     note = (
         "MFU: share of the device's measured or published matrix-product rate. Seconds are those of the training steps."
     )

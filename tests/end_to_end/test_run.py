@@ -118,6 +118,16 @@ def test_the_audit_and_the_evaluation_are_in_the_report(tiny: TinyRun) -> None:
     assert "To show" in (tiny.path / "pretrain" / "samples.md").read_text()
 
 
+def test_the_report_says_what_was_spent_where_that_is_known(copy: TinyRun, leveret: Command, tmp_path: Path) -> None:
+    assert "| cost |" not in (copy.path / "report.md").read_text()
+    path = copy.path / "finetune" / "summary.json"
+    path.write_text(json.dumps(read(path) | {"cost": 1.5, "energy_kwh": None}))
+    leveret("run", copy.recipe, "--run-dir", copy.path, "--copy-data", cwd=tmp_path)
+    report = (copy.path / "report.md").read_text()
+    assert "| validation loss | cost |" in report
+    assert "| $1.50 |" in report
+
+
 def test_a_run_ends_with_the_figures_and_what_to_try(tiny: TinyRun) -> None:
     assert "100.0% exact of    16" in tiny.stdout
     assert "runs/tiny/report.md" in tiny.stdout
