@@ -110,6 +110,6 @@ def test_the_largest_cut_that_fits() -> None:
     needed = {16: 1600, 8: 800, 4: 400, 2: 200, 1: 100}.__getitem__
     assert fitting_rows(16, needed, 10_000) == 16, "never more than the batch"
     assert fitting_rows(16, needed, 1600) == 8, "with something to spare"
-    assert fitting_rows(16, needed, 300) == 2
+    assert fitting_rows(16, needed, 400) == 2
     assert fitting_rows(16, needed, 10) == 1, "the least there is, and then it is seen"
     assert fitting_rows(16, needed, None) == 16

@@ -15,7 +15,7 @@ from leveret.training.cross_entropy import chunk_rows
 
 MUON_WORK = 18
 """Bytes that a step of Muon takes for each number it updates: the update and its stacks in float32 and bfloat16."""
-USABLE = 0.7
+USABLE = 0.6
 """Share of the memory there is that an estimate may come to: the C allocator leaves gaps between activations, and the
 peaks of benchmarks/train_memory.py were up to 1.4 times the estimates."""
 
