@@ -80,13 +80,14 @@ class Full(io.FileIO):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_what_a_full_disk_does_not_take_is_written_later(tmp_path: Path) -> None:
+def test_what_a_full_disk_does_not_take_is_written_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = MetricsLog(tmp_path, 0)
     log.write({"step": 1, "loss": 3.0})
     disk, log.file = log.file, Full(tmp_path / "full", "w")
     log.write({"step": 2, "loss": 2.0})
     log.write({"step": 2, "validation_loss": 2.5})
     assert log.validated(2)
+    assert len(caplog.records) == 1, "told once, not with every line"
     log.file = disk
     assert [row["step"] for row in read_metrics(tmp_path)] == [1]
     log.close()

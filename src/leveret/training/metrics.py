@@ -28,6 +28,7 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self.file = path.open("ab", buffering=0)
         self.size = path.stat().st_size
+        self.refused = False
         self.waiting = b"" if not self.size or path.read_bytes().endswith(b"\n") else b"\n"  # a crash cut it short
 
     def write(self, row: Row) -> None:
@@ -39,12 +40,14 @@ class Lines:
             if self.file.write(self.waiting) != len(self.waiting):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            log.warning("%s waits to be written (%s)", self.file.name, error.strerror)
+            if not self.refused:  # once, until it has been written
+                log.warning("%s waits to be written (%s)", self.file.name, error.strerror)
+            self.refused = True
             with suppress(OSError):
                 self.file.truncate(self.size)
         else:
             self.size += len(self.waiting)
-            self.waiting = b""
+            self.waiting, self.refused = b"", False
 
     def sync(self) -> None:
         """What was written outlives a loss of power too, as the checkpoint that is saved next does."""
