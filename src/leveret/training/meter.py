@@ -125,12 +125,12 @@ class Ledger:
         """All that was spent up to now, with the energy of this start."""
         self.clock.count()
         before, now = self.before, self.clock.seconds
-        seconds = {kind: before["seconds"].get(kind, 0.0) + now[kind] for kind in KINDS}
+        seconds = {kind: round(before["seconds"].get(kind, 0.0) + now[kind], 3) for kind in KINDS}
         metered = before["metered_seconds"] + (0.0 if joules is None else sum(now.values()))
         return {
             "format_version": 1,
             "steps": self.steps,
-            "seconds": {kind: round(value, 3) for kind, value in seconds.items()},
+            "seconds": seconds,
             "energy_joules": round(before["energy_joules"] + (joules or 0.0), 1),
             "metered_seconds": round(metered, 3),
             "cost": None if self.price is None else round(self.price * sum(seconds.values()) / 3600, 4),
