@@ -20,8 +20,9 @@ from leveret.errors import UserError
 from leveret.evaluation.config import EvaluateConfig
 from leveret.inference.config import SamplingConfig
 from leveret.model.config import ModelConfig
-from leveret.posttraining.config import FinetuneConfig
+from leveret.posttraining.config import FinetuneConfig, PosttrainingConfig
 from leveret.tokenizer.config import TokenizerConfig
+from leveret.training import STAGES
 from leveret.training.config import TrainingConfig
 
 
@@ -65,30 +66,41 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
         context = self.model.max_position_embeddings
-        for name, length in (("data", self.sequence_length), ("finetune", self.finetune_length)):
-            if length > context:
+        for stage in self.stages:
+            if (length := self.row_length(stage)) > context:
+                name = "data" if stage == "pretrain" else stage
                 raise ValueError(
                     f"{name}.sequence_length {length} is longer than model.max_position_embeddings {context}"
                 )
-        if self.finetune is not None and self.tokenizer.template is None:
-            raise ValueError("finetune needs tokenizer.template, the name of a chat template")
+            if stage != "pretrain" and self.tokenizer.template is None:
+                raise ValueError(f"{stage} needs tokenizer.template, the name of a chat template")
         return self
 
     @property
-    def sequence_length(self) -> int:
-        """Tokens of a pretraining window."""
-        return self.data.sequence_length or self.model.max_position_embeddings
+    def stages(self) -> dict[str, TrainingConfig]:
+        """The stages that train, in order, those there are."""
+        every = {name: getattr(self, name, None) for name in STAGES}
+        return {name: config for name, config in every.items() if config is not None}
 
     @property
-    def finetune_length(self) -> int:
-        """Tokens of a fine-tuning row."""
-        length = self.finetune.sequence_length if self.finetune else None
-        return length or self.model.max_position_embeddings
+    def tuning(self) -> dict[str, PosttrainingConfig]:
+        """The stages after pretraining, those there are."""
+        return {name: config for name, config in self.stages.items() if isinstance(config, PosttrainingConfig)}
+
+    def row_length(self, stage: str = "pretrain") -> int:
+        """Tokens of a stage's row."""
+        config = self.data if stage == "pretrain" else self.tuning[stage]
+        return config.sequence_length or self.model.max_position_embeddings
+
+    def onto(self, base: Recipe) -> Recipe:
+        """This recipe for the model and the tokenizer of another; the chat template is its own where it names one."""
+        template = self.tokenizer.template or base.tokenizer.template
+        tokenizer = base.tokenizer.model_copy(update={"template": template})
+        return self.model_copy(update={"model": base.model, "tokenizer": tokenizer})
 
     def with_price(self, price: float) -> Recipe:
         """This recipe on a machine that costs so many dollars an hour."""
-        stages = {name: getattr(self, name) for name in ("pretrain", "finetune")}
-        changed = {name: stage.model_copy(update={"price": price}) for name, stage in stages.items() if stage}
+        changed = {name: stage.model_copy(update={"price": price}) for name, stage in self.stages.items()}
         return self.model_copy(update=changed)
 
 
@@ -188,8 +200,8 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
 def anchored(recipe: Recipe, base_dir: Path) -> Recipe:
     """The recipe with its relative paths made absolute, so that it means the same wherever it is read."""
     content = recipe.model_dump(mode="json")
-    tuning = content["finetune"] or {"examples": []}
-    for origin in (*content["data"]["sources"], *tuning["examples"], *content["evaluate"]["sets"].values()):
+    tuning = (origin for stage in recipe.tuning for origin in content[stage]["examples"])
+    for origin in (*content["data"]["sources"], *tuning, *content["evaluate"]["sets"].values()):
         origin["paths"] = [_absolute(entry, base_dir) for entry in origin["paths"]]
     if sets := content["data"]["decontaminate"]:
         sets["sets"] = [_absolute(entry, base_dir) for entry in sets["sets"]]

@@ -6,8 +6,9 @@ from typing import Any
 
 from leveret.model.counts import count_parameters
 from leveret.recipe import Recipe
-from leveret.rundir import TRAINED, RunDir, read_json
+from leveret.rundir import RunDir, read_json
 from leveret.tokenizer.tokenizer import Tokenizer
+from leveret.training import STAGES
 
 
 def write_report(run: RunDir, recipe: Recipe) -> Any:
@@ -51,7 +52,7 @@ def _model(run: RunDir, recipe: Recipe) -> str:
 def _training(run: RunDir) -> str:
     stages = run.state()["stages"]
     rows = []
-    for name in TRAINED:
+    for name in STAGES:
         if (summary := read_json(run / name / "summary.json")) and stages.get(name, {}).get("finished"):
             loss = summary["final_validation_loss"]
             memory = summary["peak_memory_bytes"]
@@ -134,7 +135,7 @@ def _audit(run: RunDir) -> str:
 def _pictures(run: RunDir) -> str:
     lines = [
         f"![{name}: {picture.stem}]({picture.relative_to(run.path)})"
-        for name in TRAINED
+        for name in STAGES
         for picture in sorted((run / name / "plots").glob("*.png"))
     ]
     return "## Curves\n\n" + "\n".join(lines) if lines else ""

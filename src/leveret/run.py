@@ -1,6 +1,6 @@
 """The stages of a recipe, in order.
 
-    tokenizer -> prepare -> audit -> pretrain -> finetune -> evaluate -> report
+    tokenizer -> prepare -> audit -> pretrain -> finetune -> prefer -> reinforce -> evaluate -> report
 
 Each stage says which inputs it is made from. A stage that is done with these very inputs is not done again; one whose
 inputs changed is stale, and is done again.
@@ -8,9 +8,9 @@ inputs changed is stale, and is done again.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,16 +27,21 @@ from leveret.data.rows import overlook, refuse
 from leveret.data.shards import TokenStore
 from leveret.data.sources import Document, documents, fingerprint, source_facts
 from leveret.errors import Refused, UserError
+from leveret.posttraining.config import PosttrainingConfig
 from leveret.recipe import Recipe, anchored, digest, to_yaml
-from leveret.rundir import TRAINED, RunDir, cache_dir, find_run, read_json, write_json
+from leveret.rundir import RunDir, cache_dir, find_run, read_json, write_json
 from leveret.tasks import generators
+from leveret.tokenizer.template import template_text
 from leveret.tokenizer.tokenizer import Tokenizer
+from leveret.training import STAGES
 from leveret.training.config import TrainingConfig
 from leveret.training.lock import Lock
 
 if TYPE_CHECKING:
     from leveret.training.parallel import Group
 
+DATA_OF = {"pretrain": "the data", "finetune": "the examples"}
+"""How what a stage reads is called; of the others: "prefer's examples"."""
 PLACE_OF_WORK = {"workers", "executor", "retry"}
 """Keys of data that say who makes the shards, and change nothing in them."""
 
@@ -52,7 +57,8 @@ class Run:
         console: where progress is shown.
         device: "auto" or a torch device.
         copy_data: keep the shards inside the run directory instead of the cache.
-        start_from: fine-tune from this run's weights (RUN[/STAGE][@STEP]) instead of pretraining.
+        start_from: another run (RUN[/STAGE][@STEP]) whose model, weights and tokenizer are taken; begins with `first`.
+        first: the first stage that trains.
         profile: write where the time of a few training steps goes.
     """
 
@@ -67,6 +73,7 @@ class Run:
         device: str = "auto",
         copy_data: bool = False,
         start_from: str | None = None,
+        first: str = "pretrain",
         profile: bool = False,
     ) -> None:
         self.recipe, self.base_dir, self.console = recipe, base_dir, console
@@ -74,13 +81,14 @@ class Run:
         self.device = device
         self.copy_data = copy_data
         self.start_from = start_from
+        skipped = STAGES[: STAGES.index(first)]
+        self.training = {stage: config for stage, config in recipe.stages.items() if stage not in skipped}
         self.profile = profile
         self.stages: dict[str, Callable[[], None]] = {
             "tokenizer": self.tokenizer,
             "prepare": self.prepare,
             "audit": self.audit,
-            "pretrain": self.pretrain,
-            "finetune": self.finetune,
+            **{stage: partial(self.train, stage) for stage in STAGES},
             "evaluate": self.evaluate,
             "report": self.report,
         }
@@ -105,7 +113,7 @@ class Run:
         """What the other ranks do: they train with the first, and wait for all else."""
         self.console.quiet = True
         for name, stage in self.stages.items():
-            if name in TRAINED:
+            if name in STAGES:
                 stage()
             self.group.wait(name)
             if name == last:
@@ -137,7 +145,7 @@ class Run:
             self.console.print(f"{name}: already done", style="dim")
             return
         reason = self.run.why_stale(name, inputs)
-        if name in TRAINED and self._goes_on(name, reason or ""):
+        if name in STAGES and self._goes_on(name, reason or ""):
             reason = None
         if reason:
             self.console.print(f"{name}: stale, because {reason}; doing it again")
@@ -157,12 +165,8 @@ class Run:
         """Whether a training that has begun goes on with this recipe; says which keys changed."""
         from leveret.changes import may_go_on
 
-        def steps_of(config: TrainingConfig) -> int:
-            length = self.recipe.sequence_length if stage == "pretrain" else self.recipe.finetune_length
-            return config.total_steps(len(self.store(stage).split("train").windows), length)
-
         folder, recipe = self.run / stage, anchored(self.recipe, self.base_dir)
-        goes_on, told = may_go_on(folder, stage, recipe, self.run.finished(stage), stale, steps_of)
+        goes_on, told = may_go_on(folder, stage, recipe, self.run.finished(stage), stale, partial(self.steps_of, stage))
         if told:
             self.console.print(f"{stage}: {told}", highlight=False)
         return goes_on
@@ -205,11 +209,15 @@ class Run:
         self._stage("tokenizer", inputs, do)
 
     def _take_tokenizer(self, reference: str) -> None:
-        """Fine-tuning another run's weights takes its tokenizer too."""
-        other, _, _ = find_run(reference)
-        inputs = {"the base run's tokenizer": Tokenizer.load(other / "tokenizer").content_hash}
-        copy = lambda: shutil.copytree(other / "tokenizer", self.run / "tokenizer", dirs_exist_ok=True)  # noqa: E731
-        self._stage("tokenizer", inputs, copy)
+        """Training another run's weights takes its tokenizer too."""
+        taken = Tokenizer.load(find_run(reference)[0] / "tokenizer")
+        if (name := self.recipe.tokenizer.template) is not None:  # a base model's may have none
+            taken = Tokenizer(taken.definition, taken.roles, template_text(name))
+
+        def do() -> None:
+            taken.save(self.run / "tokenizer", model_max_length=self.recipe.model.max_position_embeddings)
+
+        self._stage("tokenizer", {"the base run's tokenizer": taken.content_hash}, do)
 
     def load_tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.run / "tokenizer")
@@ -222,30 +230,23 @@ class Run:
     def _shard_keys(self, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
         """What the shards of each training stage are made from: equal keys, equal shards."""
         recipe, keys = self.recipe, {}
-        if self.start_from is None:
-            keys["pretrain"] = {
-                "tokenizer": tokenizer.content_hash,
-                "rules": self._rules(),
-                "data": recipe.data.model_dump(mode="json", exclude={"sources", *PLACE_OF_WORK}),
-                "length": recipe.sequence_length,
-                "sources": self._id_of(recipe.data.sources),
-            }
-        if recipe.finetune is not None:
-            keys["finetune"] = {
-                "tokenizer": tokenizer.content_hash,
-                "sources": self._id_of(recipe.finetune.examples),
-                "length": recipe.finetune_length,
-                "validation": recipe.finetune.validation_fraction,
-            }
+        for stage, config in self.training.items():
+            keys[stage] = {"tokenizer": tokenizer.content_hash, "length": recipe.row_length(stage)}
+            if isinstance(config, PosttrainingConfig):
+                keys[stage] |= {"sources": self._id_of(config.examples), "validation": config.validation_fraction}
+            else:
+                keys[stage] |= {
+                    "rules": self._rules(),
+                    "data": recipe.data.model_dump(mode="json", exclude={"sources", *PLACE_OF_WORK}),
+                    "sources": self._id_of(recipe.data.sources),
+                }
         return keys
 
     def prepare(self) -> None:
         tokenizer = self.load_tokenizer()
         keys = self._shard_keys(tokenizer)
-        write = {"pretrain": self._tokenise, "finetune": self._pack}
-        names = {"pretrain": "the data", "finetune": "the examples"}
         inputs = {"the tokenizer": tokenizer.content_hash, "its place": str(self.copy_data)}
-        inputs |= {names[stage]: digest(key) for stage, key in keys.items()}
+        inputs |= {DATA_OF.get(stage, f"{stage}'s examples"): digest(key) for stage, key in keys.items()}
 
         def do() -> None:
             places = {}
@@ -253,7 +254,7 @@ class Run:
                 folder = (self.run / "shards" if self.copy_data else cache_dir() / "shards") / f"{stage}-{digest(key)}"
                 if not (folder / "manifest.json").is_file():
                     self.console.print(f"prepare: writing {stage} shards")
-                    write[stage](tokenizer, folder)
+                    self._tokenise(tokenizer, folder) if stage == "pretrain" else self._pack(stage, tokenizer, folder)
                 places[stage] = self._place(folder)
             write_json(self.run / "data.json", places)
 
@@ -278,18 +279,17 @@ class Run:
         }
 
     def _tokenise(self, tokenizer: Tokenizer, folder: Path) -> None:
-        data, length = self.recipe.data, self.recipe.sequence_length
+        data, length = self.recipe.data, self.recipe.row_length()
         job, facts = Job(tokenizer, data, self.base_dir), self._facts(tokenizer, data.sources) | self._rules()
         prepare_documents(job, generators.DOCUMENTS, length, folder, facts, self.console)
         self.console.print(f"prepare: {summary(TokenStore(folder).manifest)}", highlight=False)
 
-    def _pack(self, tokenizer: Tokenizer, folder: Path) -> None:
+    def _pack(self, stage: str, tokenizer: Tokenizer, folder: Path) -> None:
         from leveret.posttraining.packing import write_examples_as_shards
 
-        finetune, length = self.recipe.finetune, self.recipe.finetune_length
-        assert finetune is not None
-        found, facts = self.examples_of(finetune.examples), self._facts(tokenizer, finetune.examples)
-        counts = write_examples_as_shards(found, tokenizer, folder, length, finetune.validation_fraction, facts)
+        config, length = self.recipe.tuning[stage], self.recipe.row_length(stage)
+        found, facts = self.examples_of(config.examples), self._facts(tokenizer, config.examples)
+        counts = write_examples_as_shards(found, tokenizer, folder, length, config.validation_fraction, facts)
         if counts["too_long"]:
             self.console.print(f"prepare: left out {counts['too_long']} examples longer than {length} tokens")
 
@@ -308,6 +308,10 @@ class Run:
             raise UserError(f"{self.run.path} has no data for {stage} yet; run `leveret prepare` first")
         return TokenStore(self.run / places[stage], self.load_tokenizer().content_hash)
 
+    def steps_of(self, stage: str, config: TrainingConfig) -> int:
+        """How many steps a stage would take with that config."""
+        return config.total_steps(len(self.store(stage).split("train").windows), self.recipe.row_length(stage))
+
     # -- audit ----------------------------------------------------------------------------------------------------
 
     def audit(self) -> None:
@@ -317,13 +321,13 @@ class Run:
         recipe = self.recipe
         if not recipe.evaluate.sets:
             return
-        finetune = recipe.finetune.examples if recipe.finetune else []
-        every = [*recipe.data.sources, *finetune, *recipe.evaluate.sets.values()]
+        tuning = [source for config in recipe.tuning.values() for source in config.examples]
+        every = [*recipe.data.sources, *tuning, *recipe.evaluate.sets.values()]
         inputs = {"the data or the held-out sets": self._id_of(every)}
 
         def do() -> None:
             held_out = {name: list(self.examples_of([source])) for name, source in recipe.evaluate.sets.items()}
-            result = audit_recipe(list(self.examples_of(finetune)), self.corpus(), held_out)
+            result = audit_recipe(list(self.examples_of(tuning)), self.corpus(), held_out)
             write_json(self.run / "audit.json", result.facts)
             self.console.print(f"audit: {result.summary}")
             if result.leaks:
@@ -335,30 +339,20 @@ class Run:
 
     # -- training -------------------------------------------------------------------------------------------------
 
-    def pretrain(self) -> None:
+    def train(self, stage: str) -> None:
+        """A stage that trains, if the recipe has it, from the model of the one before."""
         from leveret.changes import training_id
-        from leveret.stages import run_pretraining
+        from leveret.stages import base_checkpoint, run_training
 
-        if self.start_from is None:
-            inputs = {
-                "the model": digest(self.recipe.model),
-                "the data": digest(self.store("pretrain").manifest),
-                "pretrain's recipe": training_id(self.recipe.pretrain),
-            }
-            self._stage("pretrain", inputs, lambda: run_pretraining(self))
-
-    def finetune(self) -> None:
-        from leveret.changes import training_id
-        from leveret.stages import base_checkpoint, run_finetuning
-
-        if self.recipe.finetune is not None:
-            base = base_checkpoint(self)
-            inputs = {
-                "the base model": base.weights_sha256,
-                "the examples": digest(self.store("finetune").manifest),
-                "finetune's recipe": training_id(self.recipe.finetune),
-            }
-            self._stage("finetune", inputs, lambda: run_finetuning(self, base))
+        if stage not in self.training:
+            return
+        base = base_checkpoint(self, stage)
+        start = {"the model": digest(self.recipe.model)} if base is None else {"the base model": base.weights_sha256}
+        inputs = start | {
+            DATA_OF.get(stage, f"{stage}'s examples"): digest(self.store(stage).manifest),
+            f"{stage}'s recipe": training_id(self.training[stage]),
+        }
+        self._stage(stage, inputs, lambda: run_training(self, stage, base))
 
     def evaluate(self) -> None:
         from leveret.api import load_model

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from leveret.errors import UserError
+from leveret.training import STAGES
 
 FORMAT_VERSION = 1
-TRAINED = ("pretrain", "finetune")
-"""The stages that leave checkpoints, in order."""
 
 
 class RunDir:
@@ -62,7 +61,7 @@ class RunDir:
 
     def begin(self, stage: str, inputs: dict[str, str]) -> None:
         """Notes that a stage is being made; a model trained from its result is no longer this run's last."""
-        for later in TRAINED[TRAINED.index(stage) + 1 :] if stage in TRAINED else ():
+        for later in STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ():
             if known := self.state()["stages"].get(later):
                 self._record(later, known | {"finished": None})
         self._record(stage, {"inputs": inputs, "finished": None, "seconds": None})
@@ -98,7 +97,7 @@ class RunDir:
             UserError: there is none.
         """
         stages = self.state()["stages"]
-        for stage in reversed(TRAINED):
+        for stage in reversed(STAGES):
             if stages.get(stage, {}).get("finished"):
                 return stage
         raise UserError(f"{self.path} has no finished stage with a model yet; run `leveret run` on its recipe")
@@ -114,7 +113,7 @@ def find_run(reference: str) -> tuple[RunDir, str | None, int | None]:
     if step and not step.isdigit():
         raise UserError(f"{reference!r}: the step after @ must be a number")
     path, stage = Path(text), None
-    if path.name in TRAINED:
+    if path.name in STAGES:
         path, stage = path.parent, path.name
     for candidate in (path, Path("runs") / path):
         if (candidate / "recipe.yaml").is_file():

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from leveret.errors import UserError
-from leveret.rundir import TRAINED
+from leveret.training import STAGES
 from leveret.training.lock import holder
 from leveret.training.meter import read_ledger
 from leveret.training.metrics import Row, read_events, row_of
@@ -92,7 +92,7 @@ def runs_in(folder: Path) -> list[RunStatus]:
 
 
 def _is_run(path: Path) -> bool:
-    marks = ("recipe.yaml", "state.json", *(f"{stage}/metrics.jsonl" for stage in TRAINED))
+    marks = ("recipe.yaml", "state.json", *(f"{stage}/metrics.jsonl" for stage in STAGES))
     return path.is_dir() and any((path / mark).is_file() for mark in marks)
 
 
@@ -103,7 +103,7 @@ def find(reference: str) -> tuple[RunStatus, StageStatus | None]:
         UserError: there is no such run, or no such stage in it.
     """
     path, wanted = Path(reference), None
-    if path.name in TRAINED and not _is_run(path):
+    if path.name in STAGES and not _is_run(path):
         path, wanted = path.parent, path.name
     for candidate in (path, Path("runs") / path):
         if _is_run(candidate):
@@ -118,8 +118,8 @@ def status(path: Path) -> RunStatus:
     """How a run is doing."""
     known = _object(path / "state.json").get("stages")
     begun = {name: entry for name, entry in known.items() if isinstance(entry, dict)} if isinstance(known, dict) else {}
-    stages = {name: _stage(path / name, name) for name in TRAINED if (path / name / "metrics.jsonl").is_file()}
-    at_work = [name for name in TRAINED if holder(path / name)]
+    stages = {name: _stage(path / name, name) for name in STAGES if (path / name / "metrics.jsonl").is_file()}
+    at_work = [name for name in STAGES if holder(path / name)]
     open_ends = [name for name, entry in begun.items() if not entry.get("finished")]
     last = next(reversed(begun or stages or {"": None}))
     if at_work or holder(path):
@@ -190,7 +190,7 @@ def compared(a: RunStatus, b: RunStatus) -> list[tuple[Any, ...]]:
         ("seconds", a.seconds, b.seconds),
         ("cost, $", a.cost, b.cost),
     ]
-    for name in TRAINED:
+    for name in STAGES:
         pair = [run.stages.get(name) for run in (a, b)]
         for label in ("step", "loss", "validation_loss", "energy_kwh"):
             rows.append((f"{name}: {label.replace('_', ' ')}", *(getattr(stage, label, None) for stage in pair)))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from leveret.tokenizer.tokenizer import Tokenizer
 from leveret.training.checkpoint import Checkpoint, find_checkpoint, steps_on_disk
 from leveret.training.config import TrainingConfig
 from leveret.training.loop import Trainer, train
-from leveret.training.objective import NextToken
+from leveret.training.objective import NextToken, Objective
 from leveret.training.parallel import ALONE, Group
 from leveret.training.saving import space_needed
 
@@ -57,34 +60,46 @@ def make_batches(
     return of("train"), of("validation") if "validation" in store.manifest["splits"] else None
 
 
-def run_pretraining(run: Run) -> None:
-    """Trains the recipe's model from nothing."""
-    device, tokenizer = pick_device(run.device), run.load_tokenizer()
-    model = new_model(run, tokenizer, run.recipe.pretrain.seed, device)
-    _train(run, "pretrain", model, run.recipe.pretrain, run.recipe.sequence_length, device, tokenizer)
-
-
-def base_checkpoint(run: Run) -> Checkpoint:
-    """What fine-tuning starts from: the run named by --from, else this run's own base model."""
-    if run.start_from is None:
-        found = find_checkpoint(run.run / "pretrain" / "checkpoints")
+def base_checkpoint(run: Run, stage: str) -> Checkpoint | None:
+    """What a stage starts from: the run named by --from, or the stage before it; None: from nothing."""
+    place = list(run.training).index(stage)
+    if place:
+        found = find_checkpoint(run.run / list(run.training)[place - 1] / "checkpoints")
+    elif run.start_from is None:
+        return None
     else:
-        other, stage, step = find_run(run.start_from)
-        found = find_checkpoint(other / (stage or other.last_trained()) / "checkpoints", step)
+        other, named, step = find_run(run.start_from)
+        found = find_checkpoint(other / (named or other.last_trained()) / "checkpoints", step)
     if found is None:
-        raise UserError(f"there is no checkpoint to fine-tune in {run.start_from or run.run.path}; pretrain first")
+        raise UserError(f"there is no checkpoint to start {stage} from in {run.start_from or run.run.path}")
     return found
 
 
-def run_finetuning(run: Run, base: Checkpoint) -> None:
-    """Trains the base model on the recipe's examples. Their rows always keep documents apart."""
-    config = run.recipe.finetune
-    assert config is not None
-    device, tokenizer = pick_device(run.device), run.load_tokenizer()
+@dataclass(frozen=True)
+class Lesson:
+    """What is learnt in a stage, and how that is measured.
+
+    probe: measures the model after a validation, with random generators of its own; its result joins the metrics.
+    """
+
+    objective: Objective
+    batches: Batches
+    validation: Batches | None
+    probe: Callable[[Decoder], dict[str, Any]] | None = None
+
+
+def run_training(run: Run, stage: str, base: Checkpoint | None) -> None:
+    """Trains the recipe's model in a stage, from the base's weights or from nothing."""
+    config, device, tokenizer = run.training[stage], pick_device(run.device), run.load_tokenizer()
     model = new_model(run, tokenizer, config.seed, device)
-    model.load_state_dict(base.weights(model.config))
-    masked = config.model_copy(update={"document_mask": True})
-    _train(run, "finetune", model, masked, run.recipe.finetune_length, device, tokenizer)
+    if base is not None:
+        model.load_state_dict(base.weights(model.config))
+    if stage != "pretrain":  # rows of examples always keep them apart
+        config = config.model_copy(update={"document_mask": True})
+    batches, validation = make_batches(
+        run.store(stage), config, run.recipe.row_length(stage), tokenizer.pad_id or 0, run.group
+    )
+    _train(run, stage, model, config, Lesson(NextToken(config.loss_kernel), batches, validation), device, tokenizer)
 
 
 def _train(
@@ -92,24 +107,23 @@ def _train(
     stage: str,
     model: Decoder,
     config: TrainingConfig,
-    length: int,
+    lesson: Lesson,
     device: torch.device,
     tokenizer: Tokenizer,
 ) -> None:
-    batches, validation = make_batches(run.store(stage), config, length, tokenizer.pad_id or 0, run.group)
     folder = run.run / stage
     trainer = Trainer(
         label=stage,
         model=model,
-        objective=NextToken(config.loss_kernel),
-        batches=batches,
-        validation=validation,
+        objective=lesson.objective,
+        batches=lesson.batches,
+        validation=lesson.validation,
         config=config,
         folder=folder,
         device=device,
         console=run.console,
         recipe=(run.run / "recipe.yaml").read_text(encoding="utf-8"),
-        probe=lambda step, trained: write_samples(run, trained, tokenizer, folder / "samples.md", step),
+        probe=partial(_probe, run, stage, tokenizer, lesson),
         profile=run.profile,
         room_after=_room_after(run, stage, model),
         group=run.group,
@@ -123,16 +137,20 @@ def _train(
         write_json(folder / "summary.json", summary)
 
 
+def _probe(run: Run, stage: str, tokenizer: Tokenizer, lesson: Lesson, step: int, model: Decoder) -> dict[str, Any]:
+    """What a stage does after each validation: samples are written, and it measures what it wants to."""
+    write_samples(run, model, tokenizer, run.run / stage / "samples.md", step)
+    return {} if lesson.probe is None else lesson.probe(model)
+
+
 def _room_after(run: Run, stage: str, model: Decoder) -> int:
-    """Bytes that fine-tuning will need on the disk that pretraining writes to."""
-    config = run.recipe.finetune
-    if stage != "pretrain" or config is None:
-        return 0
-    windows = run.store("finetune").split("train").windows
-    return space_needed(model.config, config, config.total_steps(len(windows), run.recipe.finetune_length))
+    """Bytes that the stages after this one will need on the same disk."""
+    stages = list(run.training)
+    later = {name: run.training[name] for name in stages[stages.index(stage) + 1 :]}
+    return sum(space_needed(model.config, config, run.steps_of(name, config)) for name, config in later.items())
 
 
-def write_samples(run: Run, model: Decoder, tokenizer: Tokenizer, path: Path, step: int) -> dict[str, Any]:
+def write_samples(run: Run, model: Decoder, tokenizer: Tokenizer, path: Path, step: int) -> None:
     """Adds greedy continuations of the recipe's prompts to samples.md, in the place of this step's and later ones."""
     if run.recipe.sample_prompts:
         model.eval()
@@ -150,7 +168,6 @@ def write_samples(run: Run, model: Decoder, tokenizer: Tokenizer, path: Path, st
             partial.replace(path)
         except OSError as error:  # a disk that is full stops no training
             run.console.print(f"the samples of step {step} are not kept ({error.strerror})", highlight=False)
-    return {}
 
 
 def evaluate_run(run: Run, loaded: LoadedModel, config: EvaluateConfig) -> dict[str, Any]:
@@ -198,9 +215,9 @@ def _match_sets(
 
 def _losses(run: Run, loaded: LoadedModel) -> dict[str, Any]:
     """Held-out loss of the stage's own data, measured over the whole validation split."""
-    recipe = run.recipe
-    config = recipe.pretrain if loaded.stage == "pretrain" or recipe.finetune is None else recipe.finetune
-    length = recipe.sequence_length if loaded.stage == "pretrain" else recipe.finetune_length
+    if loaded.stage not in run.recipe.stages:
+        return {}
+    config, length = run.recipe.stages[loaded.stage], run.recipe.row_length(loaded.stage)
     if loaded.stage != "pretrain":
         config = config.model_copy(update={"document_mask": True})
     _, validation = make_batches(run.store(loaded.stage), config, length, loaded.tokenizer.pad_id or 0)

@@ -184,7 +184,7 @@ def test_a_file_that_is_no_recipe_is_told(content: bytes, expected: str, leveret
         (["run", "zzz"], "there is no recipe or file 'zzz'; shipped are gpt2-124m, "),
         (["generate", "nowhere", "x"], "there is no run 'nowhere' here or under runs/; `leveret run RECIPE` makes one"),
         (["tokenizer", "show", "a@b"], "'a@b': the step after @ must be a number"),
-        (["finetune"], "say which recipe to fine-tune, or which run with --from"),
+        (["finetune"], "say which recipe to finetune, or which run with --from"),
         (["data", "verify", "."], "holds no token shards: it has no manifest.json"),
         (["data", "convert", "nowhere.txt", "out.jsonl"], "nowhere.txt: no such file or folder"),
         (["audit", "leaks", "--train", "nowhere.txt", "--heldout", "x"], "nowhere.txt: no such file or folder"),

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from leveret.cli.options import Overrides, RecipeName, open_run
+
 if TYPE_CHECKING:
     from leveret.data.shards import TokenStore
     from leveret.tokenizer.tokenizer import Tokenizer
@@ -16,9 +18,6 @@ tokenizer_app = typer.Typer(
 )
 data_app = typer.Typer(help="Data: what filters do, what shards hold, whether they are whole.", no_args_is_help=True)
 audit_app = typer.Typer(help="Checks that an evaluation is honest.", no_args_is_help=True)
-
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")]
 
 
 @tokenizer_app.command("corpus")
@@ -47,9 +46,7 @@ def train(
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Where it goes. [runs/NAME]")] = None,
 ) -> None:
     """Train (or load) a recipe's tokenizer into its run directory."""
-    from leveret.cli.app import _open
-
-    work = _open(recipe, overrides, run_dir)
+    work = open_run(recipe, overrides, run_dir)
     work.upto("tokenizer")
     print(f"{work.load_tokenizer().vocab_size} entries in {work.run / 'tokenizer'}")
 

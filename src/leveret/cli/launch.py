@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from leveret.cli.options import RecipeName
+from leveret.training import STAGES
+
 if TYPE_CHECKING:
     from leveret.planning.launch import Launch
 
@@ -18,12 +21,11 @@ launch_app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
 More = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]... [OPTION]...", help="As the verb takes them; options after --."),
 ]
-Verb = Annotated[str, typer.Option("--verb", help="run, pretrain or finetune.")]
+Verb = Annotated[str, typer.Option("--verb", help=f"run, {' or '.join(STAGES)}.")]
 Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Machines.")]
 Gpus = Annotated[int | None, typer.Option("--gpus", min=1, help="Processes on each machine. [one for each GPU here]")]
 Print = Annotated[bool, typer.Option("--print", help="Only show what would be done.")]
@@ -34,8 +36,8 @@ def _plan(verb: str, recipe: str, more: list[str] | None, nodes: int, gpus: int 
     from leveret.planning.launch import Launch
     from leveret.recipe import load_recipe
 
-    if verb not in ("run", "pretrain", "finetune"):
-        raise UserError(f"--verb {verb} does not train; take run, pretrain or finetune")
+    if verb not in ("run", *STAGES):
+        raise UserError(f"--verb {verb} does not train; take run, {' or '.join(STAGES)}")
     words = more or []
     options = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
     name = load_recipe(recipe, words[:options])[0].name

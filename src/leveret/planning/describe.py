@@ -30,7 +30,7 @@ def expected_model(recipe: Recipe) -> ModelConfig:
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     """Parameters, work and memory of a recipe, with the recipe itself."""
     model = expected_model(recipe)
-    pretrain, length = recipe.pretrain, recipe.sequence_length
+    pretrain, length = recipe.pretrain, recipe.row_length()
     tokens_a_step = pretrain.batch_size * length
     steps = pretrain.steps or (-(-pretrain.tokens // tokens_a_step) if pretrain.tokens else None)
     return {

@@ -1,0 +1,61 @@
+"""Arguments and options that several verbs share, and the opening of a recipe as a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from leveret.run import Run
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")]
+RunDirectory = Annotated[Path | None, typer.Option("--run-dir", help="Where everything goes. [runs/NAME]")]
+Smoke = Annotated[
+    bool, typer.Option("--smoke", help="Shrink everything: the whole way in a minute, to see that it works.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps, ...")]
+Profile = Annotated[
+    bool, typer.Option("--profile", help="Show where the time of training steps 5 to 10 goes; writes STAGE/profile/.")
+]
+Price = Annotated[float | None, typer.Option(min=0, help="Dollars that an hour on this machine costs. [the recipe's]")]
+CopyData = Annotated[bool, typer.Option("--copy-data", help="Keep the token shards inside the run directory.")]
+
+
+def open_run(
+    name: str,
+    overrides: list[str] | None,
+    run_dir: Path | None,
+    device: str = "auto",
+    *,
+    smoke: bool = False,
+    copy_data: bool = False,
+    start_from: str | None = None,
+    first: str = "pretrain",
+    profile: bool = False,
+    price: float | None = None,
+) -> Run:
+    """The run that these options mean.
+
+    start_from: the run whose model and tokenizer are taken in place of the recipe's own, to train on from `first`.
+    """
+    from rich.console import Console
+
+    from leveret.api import read_recipe
+    from leveret.recipe import load_recipe
+    from leveret.run import Run
+    from leveret.rundir import find_run
+    from leveret.smoke import shrink
+
+    recipe, base = load_recipe(name, overrides)
+    console = Console(stderr=True, soft_wrap=True)
+    if smoke:
+        recipe = shrink(recipe, console)
+    if start_from is not None:
+        recipe = recipe.onto(read_recipe(find_run(start_from)[0]))
+    if price is not None:
+        recipe = recipe.with_price(price)
+    folder = run_dir or Path("runs") / recipe.name
+    return Run(recipe, base, folder, console, device, copy_data, start_from, first, profile)
