@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,21 +35,30 @@ class Batch:
 
     inputs, targets: [B, T] int64; a target of -100 is not learnt from. positions, documents: [B, T] int64, the place
     of each token in its document and the document's number in its row; None where documents are not told apart.
-    is_counted, count, places: whether `counted` has found what `weight` and `learnt` answer, and that.
+    known: [B, D] float32, a figure known of each document beforehand, by its number in its row; 0 beyond the last.
+    is_counted, count, answers, places: whether `counted` has found what `weight`, `learnt_documents` and `learnt`
+    answer, and that.
     """
 
     inputs: Tensor
     targets: Tensor
     positions: Tensor | None = None
     documents: Tensor | None = None
+    known: Tensor | None = None
     is_counted: bool = False
     count: int = 0
+    answers: int = 0
     places: Tensor | None = None
 
     @property
     def weight(self) -> int:
         """Targets that are learnt from."""
         return self.count if self.is_counted else int((self.targets != IGNORED).sum())
+
+    @property
+    def learnt_documents(self) -> int:
+        """Documents that have a target that is learnt from. Of rows whose documents are told apart."""
+        return (self if self.is_counted else self.counted()).answers
 
     @property
     def learnt(self) -> Tensor | None:
@@ -67,20 +76,26 @@ class Batch:
         """
         learnt = self.targets.numpy().ravel() != IGNORED
         places = np.flatnonzero(learnt)
+        known = replace(self, is_counted=True, count=len(places), answers=self._answers(places), places=None)
         length = max(1, -(-len(places) // multiple)) * multiple
         if length >= len(learnt):
-            return replace(self, is_counted=True, count=len(places), places=None)
+            return known
         filled = np.full(length, learnt.argmin())
         filled[: len(places)] = places
-        return replace(self, is_counted=True, count=len(places), places=torch.from_numpy(filled))
+        return replace(known, places=torch.from_numpy(filled))
+
+    def _answers(self, places: IntArray) -> int:
+        """How many documents these positions, in ascending order, are in."""
+        if self.documents is None or not len(places):
+            return 0
+        rows, documents = places // self.inputs.shape[1], self.documents.numpy().ravel()[places]
+        return 1 + int(np.count_nonzero(np.diff(rows) | np.diff(documents)))
 
     def split(self, rows: int) -> list[Batch]:
         """Micro-batches of that many rows, not counted yet."""
-        parts = [None if t is None else t.split(rows) for t in (self.positions, self.documents)]
-        return [
-            Batch(inputs, targets, parts[0] and parts[0][i], parts[1] and parts[1][i])
-            for i, (inputs, targets) in enumerate(zip(self.inputs.split(rows), self.targets.split(rows), strict=True))
-        ]
+        whole = Batch(self.inputs, self.targets, self.positions, self.documents, self.known)
+        parts = {name: tensor.split(rows) for name, tensor in whole.tensors().items()}
+        return [Batch(**dict(zip(parts, each, strict=True))) for each in zip(*parts.values(), strict=True)]
 
     def tensors(self) -> dict[str, Tensor]:
         """Those there are, by field."""
@@ -133,6 +148,7 @@ class Batches:
         seed: names the order.
         pad_id: fills rows up; never learnt from.
         tell_documents: give positions and documents, for masks that keep documents apart.
+        known: a figure for every document of the split, which batches bring along. Windows hold whole documents then.
         rank, ranks: which of how many processes this is. Each takes as many rows of a batch; those that are missing
             where it does not divide are filled up and learnt from nowhere.
         skipped: places in the order, counted in batches, that are passed over. With the step it is all the state.
@@ -147,6 +163,7 @@ class Batches:
         pad_id: int = 0,
         tell_documents: bool = False,
         *,
+        known: NDArray[np.float32] | None = None,
         rank: int = 0,
         ranks: int = 1,
         skipped: frozenset[int] = frozenset(),
@@ -157,6 +174,7 @@ class Batches:
         self.seed = seed
         self.pad_id = pad_id
         self.tell_documents = tell_documents
+        self.known = known
         self.rank = rank
         self.ranks = ranks
         self.skipped = skipped
@@ -223,7 +241,25 @@ class Batches:
         if not self.tell_documents:
             return batch
         positions_BT, documents_BT = self._tell(layout)
-        return replace(batch, positions=torch.from_numpy(positions_BT), documents=torch.from_numpy(documents_BT))
+        batch = replace(batch, positions=torch.from_numpy(positions_BT), documents=torch.from_numpy(documents_BT))
+        if self.known is None:
+            return batch
+        row, column, number = self.documents_of(numbers)
+        known_BD = np.zeros((len(layout.used), self.most_documents), dtype=np.float32)
+        known_BD[row, column] = self.known[number]
+        return replace(batch, known=torch.from_numpy(known_BD))
+
+    def documents_of(self, numbers: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """The documents that begin in these windows: row, number in its row, and number in the split, of each."""
+        start, length = self.split.windows.of(numbers).T
+        first, end = (np.searchsorted(self.split.starts, place) for place in (start, start + length))
+        row = np.repeat(np.repeat(np.arange(len(numbers)), self.split.windows.counts(numbers)), end - first)
+        return row, np.arange(len(row)) - np.searchsorted(row, row), ranges(first, end - first)
+
+    @cached_property
+    def most_documents(self) -> int:
+        """Documents that begin in the window that has the most of them."""
+        return 1 + int(self.documents_of(np.arange(len(self.split.windows)))[1].max(initial=0))
 
     def _lay_out(self, numbers: IntArray, rows: int) -> _Layout:
         """The pieces of these windows one after the other in their rows; what is beyond a row's end is cut off."""

@@ -3,7 +3,8 @@
     hidden [N, C] --chunk--> logits [n, V] --> loss, and at once its gradient --> hidden's and the head's gradients
 
 The gradients are made in the forward pass, while a chunk's logits are at hand (as Liger's kernel does: Hsu et al.,
-2024), so that nothing is computed twice: three products, as without chunks.
+2024), so that nothing is computed twice: three products, as without chunks. Where every row's loss is wanted for
+itself, what becomes of it is not known yet, and a chunk's logits are made again in the backward pass: four products.
 
 N rows, C hidden size, V vocabulary, n rows of a chunk.
 """
@@ -47,6 +48,16 @@ def linear_cross_entropy(
     return total
 
 
+def linear_token_losses(
+    hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, ignored: int, softcap: float | None = None
+) -> Tensor:
+    """The cross-entropy of every row, [N], as linear_cross_entropy sums them; 0 where the target is `ignored`."""
+    device = hidden_NC.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NC.dtype
+    rows = chunk_rows(len(weight_VC), device)
+    return _Each.apply(hidden_NC, weight_VC, targets_N, ignored, softcap, dtype, rows)  # type: ignore
+
+
 def liger_cross_entropy(
     hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, ignored: int, softcap: float | None = None
 ) -> Tensor:
@@ -76,7 +87,7 @@ def _logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
 def _chunk(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """The summed loss of a chunk and its gradient with respect to the product [n, V], in the dtype of hidden."""
+    """The losses of a chunk [n] and the gradient of their sum with respect to the product [n, V], in float32."""
     logits = _logits(hidden, weight, softcap)
     learnt = targets != ignored
     places = torch.where(learnt, targets, 0)[:, None]
@@ -88,7 +99,7 @@ def _chunk(
     if softcap is not None:
         gradient = gradient * (1 - (logits / softcap).square())
     gradient = torch.where(learnt[:, None], gradient, 0)
-    return losses.sum(), gradient.to(hidden.dtype)
+    return losses, gradient
 
 
 class _Chunked(torch.autograd.Function):
@@ -109,8 +120,8 @@ class _Chunked(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight_VC, dtype=wide)
         hidden_gradients = []
         for hidden, targets in zip(hidden_NC.to(dtype).split(rows), targets_N.split(rows), strict=True):
-            loss, gradient = _chunk(hidden, weight, targets, ignored, softcap)
-            total = total + loss
+            losses, gradient = _chunk(hidden, weight, targets, ignored, softcap)
+            total, gradient = total + losses.sum(), gradient.to(dtype)
             hidden_gradients.append(gradient @ weight)
             weight_gradient += gradient.T @ hidden
         ctx.save_for_backward(torch.cat(hidden_gradients), weight_gradient)
@@ -123,3 +134,40 @@ class _Chunked(torch.autograd.Function):
         of_hidden, of_weight = ctx.dtypes
         hidden = (hidden_gradient * scale.to(hidden_gradient.dtype)).to(of_hidden)
         return hidden, (weight_gradient * scale).to(of_weight), None, None, None, None, None
+
+
+class _Each(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NC: Tensor,
+        weight_VC: Tensor,
+        targets_N: Tensor,
+        ignored: int,
+        softcap: float | None,
+        dtype: torch.dtype,
+        rows: int,
+    ) -> Tensor:
+        weight, parts = weight_VC.to(dtype), []
+        for hidden, targets in zip(hidden_NC.to(dtype).split(rows), targets_N.split(rows), strict=True):
+            logits = _logits(hidden, weight, softcap)
+            parts.append(F.cross_entropy(logits, targets, ignore_index=ignored, reduction="none"))
+        ctx.save_for_backward(hidden_NC, weight_VC, targets_N)
+        ctx.how = ignored, softcap, dtype, rows
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, scale_N: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_NC, weight_VC, targets_N = ctx.saved_tensors
+        ignored, softcap, dtype, rows = ctx.how
+        weight = weight_VC.to(dtype)
+        weight_gradient = torch.zeros_like(weight_VC, dtype=torch.promote_types(dtype, torch.float32))
+        hidden_gradients = []
+        chunks = (hidden_NC.to(dtype).split(rows), targets_N.split(rows), scale_N.split(rows))
+        for hidden, targets, scale in zip(*chunks, strict=True):
+            _, gradient = _chunk(hidden, weight, targets, ignored, softcap)
+            gradient = (gradient * scale[:, None]).to(dtype)
+            hidden_gradients.append(gradient @ weight)
+            weight_gradient += gradient.T @ hidden
+        hidden_gradient = torch.cat(hidden_gradients).to(hidden_NC.dtype)
+        return hidden_gradient, weight_gradient.to(weight_VC.dtype), None, None, None, None, None

@@ -79,10 +79,12 @@ def dry_run(trainer: Trainer, rows: int) -> None:
     between steps) and random states are afterwards what they were."""
     shape = (rows, trainer.batches.length)
     ids = torch.zeros(shape, dtype=torch.int64)
-    positions = documents = None
+    positions = documents = known = None
     if trainer.batches.tell_documents:
         positions, documents = torch.arange(shape[1]).repeat(rows, 1), torch.zeros_like(ids)
-    batch = Batch(ids, ids.clone(), positions, documents).counted().to(trainer.device)
+    if trainer.batches.known is not None:
+        known = torch.zeros(rows, trainer.batches.most_documents)
+    batch = Batch(ids, ids.clone(), positions, documents, known).counted().to(trainer.device)
     try:
         # Kept by DDP, so that a rank that lacks memory lets none of the others wait; what FSDP keeps cannot be dropped.
         with exchanging(trainer.loss, now=is_sharded(trainer.model.parameters())):
