@@ -52,8 +52,8 @@ class Recipe(Config):
     """The corpus of pretraining."""
     model: ModelConfig
     """The decoder."""
-    pretrain: TrainingConfig
-    """Training from nothing on the corpus."""
+    pretrain: TrainingConfig | None = None
+    """Training from nothing on the corpus; without it, the next stage starts from nothing."""
     finetune: FinetuneConfig | None = None
     """Training on examples, if any."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -65,6 +65,8 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
+        if not self.stages:
+            raise ValueError(f"nothing is trained; give one of {', '.join(STAGES)}")
         context = self.model.max_position_embeddings
         for stage in self.stages:
             if (length := self.row_length(stage)) > context:

@@ -102,7 +102,7 @@ class Run:
         from leveret.training.parallel import join
 
         self._check_sizes()
-        with join(self.device, self.recipe.pretrain.parallel.patience) as self.group:
+        with join(self.device, next(iter(self.training.values())).parallel.patience) as self.group:
             if self.group.main:
                 with Lock(self.run.path):
                     self._upto(last)

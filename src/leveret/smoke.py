@@ -37,10 +37,11 @@ def shrink(recipe: Recipe, console: Console) -> Recipe:
         "model": model.model_dump(mode="json"),
         "data": content["data"]
         | {"sources": [_documents().model_dump(mode="json")], "sequence_length": context, "validation_fraction": 0.05},
-        "pretrain": content["pretrain"] | training,
         "sample_prompts": content["sample_prompts"][:2],
     }
-    content["pretrain"]["schedule"]["warmup_steps"] = 2
+    if recipe.pretrain is not None:
+        content["pretrain"] |= training
+        content["pretrain"]["schedule"]["warmup_steps"] = 2
     if recipe.finetune is not None:
         content["finetune"] |= training | {
             "sequence_length": context,

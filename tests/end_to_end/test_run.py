@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tiny_project import ANSWER, Command, TinyRun, write_project
 
 import leveret as package
 from leveret.errors import UserError
+from leveret.training.metrics import read_metrics
 
 ASKED = "make the file of omega31"
 
@@ -311,6 +313,32 @@ def test_finetuning_another_runs_base_model_makes_a_new_run(tiny: TinyRun, lever
     assert same == (tiny.path / "tokenizer" / "tokenizer.json").read_bytes()
     model = package.load(str(second), device="cpu")
     assert (model.stage, model.step) == ("finetune", 4)
+
+
+def test_a_recipe_without_pretraining_tunes_from_nothing(tiny: TinyRun, leveret: Command, tmp_path: Path) -> None:
+    recipe = tiny.path / "recipe.yaml"
+    leveret("run", recipe, "pretrain=null", "finetune.steps=4", "--run-dir", "tuned", cwd=tmp_path)
+    stages = read(tmp_path / "tuned" / "state.json")["stages"]
+    assert "pretrain" not in stages and "the model" in stages["finetune"]["inputs"]
+    assert set(read(tmp_path / "tuned" / "data.json")) == {"finetune"}
+    assert package.load(str(tmp_path / "tuned"), device="cpu").stage == "finetune"
+    described = leveret("describe", recipe, "pretrain=null", "finetune.steps=4", cwd=tmp_path).stdout
+    assert re.search(r"^finetune +4 steps", described, re.MULTILINE)
+
+
+def test_a_recipe_that_trains_nothing_is_refused(tiny: TinyRun, leveret: Command, tmp_path: Path) -> None:
+    arguments = ["describe", tiny.path / "recipe.yaml", "pretrain=null", "finetune=null"]
+    assert "nothing is trained; give one of pretrain" in leveret(*arguments, cwd=tmp_path, exit_code=2).stderr
+
+
+def test_going_on_with_another_runs_pretraining(tiny: TinyRun, leveret: Command, tmp_path: Path) -> None:
+    leveret("pretrain", "pretrain.steps=4", "model.hidden_size=64", "--from", f"{tiny.path}/pretrain", cwd=tmp_path)
+    made = tmp_path / "runs" / f"{tiny.path.name}-continued"
+    assert read(made / "state.json")["stages"]["pretrain"]["inputs"].keys() >= {"the base model", "the data"}
+    first = [row for row in read_metrics(made / "pretrain") if "loss" in row][0]
+    before = [row for row in read_metrics(tiny.path / "pretrain") if "loss" in row][0]
+    assert first["loss"] < before["loss"] - 0.5, "it goes on from what was learnt"
+    assert package.load(str(made), device="cpu").engine.model.config.hidden_size == 32, "the shape is the base's"
 
 
 # --- its parts -----------------------------------------------------------------------------------------------

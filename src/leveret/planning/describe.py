@@ -28,21 +28,23 @@ def expected_model(recipe: Recipe) -> ModelConfig:
 
 
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Parameters, work and memory of a recipe, with the recipe itself."""
+    """Parameters, work and memory of a recipe's first stage, with the recipe itself."""
     model = expected_model(recipe)
-    pretrain, length = recipe.pretrain, recipe.row_length()
-    tokens_a_step = pretrain.batch_size * length
-    steps = pretrain.steps or (-(-pretrain.tokens // tokens_a_step) if pretrain.tokens else None)
+    stage, config = next(iter(recipe.stages.items()))
+    length = recipe.row_length(stage)
+    tokens_a_step = config.batch_size * length
+    steps = config.steps or (-(-config.tokens // tokens_a_step) if config.tokens else None)
     return {
         "format_version": 1,
         "name": recipe.name,
         "parameters": asdict(count_parameters(model)),
         "flops_per_token": flops_per_token(model, length),
         "tokens_per_step": tokens_a_step,
-        "pretraining_steps": steps,
-        "pretraining_tokens": steps and steps * tokens_a_step,
+        "stage": stage,
+        "steps": steps,
+        "tokens": steps and steps * tokens_a_step,
         "memory_bytes": {
-            "training": planned_memory(model, pretrain, length, pick_device()),
+            "training": planned_memory(model, config, length, pick_device()),
             "inference": inference_memory(model),
         },
         "recipe": recipe.model_dump(mode="json"),
@@ -58,8 +60,8 @@ def render_facts(facts: dict[str, Any]) -> str:
         ("FLOPs a token", f"{facts['flops_per_token'] / 1e6:,.1f} million, forward and backward"),
         ("tokens a step", f"{facts['tokens_per_step']:,}"),
     ]
-    if facts["pretraining_steps"]:
-        rows.append(("pretraining", f"{facts['pretraining_steps']:,} steps, {facts['pretraining_tokens']:,} tokens"))
+    if facts["steps"]:
+        rows.append((facts["stage"], f"{facts['steps']:,} steps, {facts['tokens']:,} tokens"))
     for kind, parts in memory.items():
         told = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if name != "total")
         rows.append((f"{kind} memory", f"about {_size(parts['total'])} ({told})"))
