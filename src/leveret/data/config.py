@@ -68,7 +68,17 @@ class SourceConfig(OriginConfig):
     """How often the source's training windows are drawn: whole passes, and a sample for the rest. None: once."""
 
 
-ExampleFormat = Literal["auto", "messages", "instruction-command", "prompt-completion", "instruction-response", "raw"]
+ExampleFormat = Literal[
+    "auto",
+    "messages",
+    "instruction-command",
+    "prompt-completion",
+    "instruction-response",
+    "question-answer",
+    "preference",
+    "marked",
+    "raw",
+]
 
 
 class ExamplesConfig(OriginConfig):

@@ -45,6 +45,7 @@ from leveret.data.streams import (
     damage,
     decompressed,
     file_format,
+    in_words,
     members,
     opened,
     shown,
@@ -238,51 +239,58 @@ def _group(file: Any, group: int, place: Place, first: int, drop: Drop) -> Itera
 # --- whole files, for examples -------------------------------------------------------------------------------
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
+def read_rows(path: Path, drop: Drop = refuse) -> Iterator[tuple[int, Row]]:
     """The rows of a file with their numbers, from 1: lines of .jsonl, items of .json, rows of .parquet.
 
-    A .txt file is one row {"text": ...}. Raises UserError naming file and line for what cannot be read.
+    A .txt file is one row {"text": ...}. What cannot be read is told to `drop`, by file and line.
     """
     match file_format(path):
         case ".tar" | ".zip":
             raise UserError(f"{path}: archives are read for texts only; unpack it")
         case ".txt":
-            yield 1, {"text": read_text(path)}
+            if text := read_text(path, drop):
+                yield 1, {"text": text}
         case ".parquet":
-            yield from _parquet_rows(path)
+            yield from _parquet_rows(path, drop)
         case _:
-            for block in file_blocks(path, Place(str(path), ""), refuse):
-                yield from json_rows(block, refuse)
+            for block in file_blocks(path, Place(str(path), ""), drop):
+                yield from json_rows(block, drop)
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+def _parquet_rows(path: Path, drop: Drop) -> Iterator[tuple[int, Row]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
+        with pq.ParquetFile(path, buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+                for place in range(len(batch)):
                     number += 1
-                    yield number, row
+                    try:
+                        (row,) = batch.slice(place, 1).to_pylist()
+                    except (ValueError, OverflowError) as error:
+                        drop(f"{path}:{number}", f"cannot be read ({in_words(error)})")
+                    else:
+                        yield number, row
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read after row {number} ({damage(path, error)})") from error
+        drop(str(path), f"cannot be read after row {number} ({damage(path, error)})")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, drop: Drop = refuse) -> str:
     """The whole of a text file (plain or compressed), line ends as they are, a byte order mark taken off.
 
-    Raises UserError for one that cannot be read, or is longer than MAX_TEXT_BYTES.
+    What cannot be read, or is longer than MAX_TEXT_BYTES, is told to `drop`, and is empty.
     """
     try:
         with opened(path) as stream:
             data = b"".join(islice(blocks(stream, str(path)), MAX_TEXT_BYTES // BLOCK_BYTES + 1))
-        if len(data) > MAX_TEXT_BYTES:
-            raise UserError(f"{path}: longer than {MAX_TEXT_BYTES >> 20} MiB; split it")
-        return data.decode()
+        if len(data) <= MAX_TEXT_BYTES:
+            return data.decode()
+        drop(str(path), f"longer than {MAX_TEXT_BYTES >> 20} MiB; split it")
     except Damaged as error:
-        raise UserError(f"{path}: {_broken(error)}") from error
+        drop(str(path), _broken(error))
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: {not_utf8(error)}") from error
+        drop(f"{path}:{line}", not_utf8(error))
+    return ""

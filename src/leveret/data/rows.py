@@ -103,8 +103,8 @@ def _json_texts(block: Block, drop: Drop) -> Iterator[tuple[str, str | None]]:
             drop(where, f"column '{column}' holds {type(text).__name__}, not text")
         elif text is None and column not in row:
             drop(where, no_column(column, row))
-        elif text and (flaw := _flaw(text)):
-            drop(where, flaw)
+        elif text and (wrong := flaw(text)):
+            drop(where, wrong)
         else:
             yield where, text
 
@@ -134,14 +134,8 @@ def no_column(column: str, there: Iterable[str]) -> str:
     return f"no column '{column}'; there are: {shown(', '.join(islice(there, 50))[:300])}"
 
 
-def checked(text: str, where: str) -> str:
-    """The text as it is; UserError for half a surrogate pair, which JSON can escape but no UTF-8 text holds."""
-    if flaw := _flaw(text):
-        refuse(where, flaw)
-    return text
-
-
-def _flaw(text: str) -> str:
+def flaw(text: str) -> str:
+    """What makes a text none: half a surrogate pair, which JSON can escape and UTF-8 cannot hold; empty: nothing."""
     try:
         text.isascii() or text.encode()
     except UnicodeEncodeError as error:
