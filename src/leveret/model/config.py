@@ -12,6 +12,26 @@ GATE_CHANNELS = 32
 """Channels of a layer's input that decide how much it takes of a token's value embedding."""
 
 
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""A matrix of a block, by transformers' name in Llama."""
+
+
+class LoraConfig(Config):
+    """Low-rank adapters (Hu et al., 2021): y = W x + alpha / rank * B (A x), where A and B alone are learnt."""
+
+    rank: int = Field(16, gt=0)
+    """Rows of A and columns of B, for each projection."""
+    alpha: float = Field(32.0, gt=0)
+    """The adapters' output is multiplied by alpha / rank."""
+    targets: list[Projection] | None = Field(None, min_length=1)
+    """Projections that get adapters. None: all that the model has. In a GPT-2 shape q, k and v are one matrix with one
+    adapter, as in peft; there name all three or none."""
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
 class ModelConfig(Config):
     """Every knob of the one decoder. The defaults are those of a Llama-shaped model."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
-from leveret.model.config import ModelConfig
+from leveret.model.config import LoraConfig, ModelConfig
 from leveret.model.layers import MLP, Attention, KeyValueStore, Look, make_norm, rope_table
 from leveret.model.masks import Masks, training_masks
 
@@ -71,6 +71,7 @@ class Decoder(nn.Module):
         embedded = [str(i) for i, has in enumerate(config.value_embedded) if has]
         self.value_embeds = nn.ModuleDict({i: nn.Embedding(config.vocabulary, width) for i in embedded})
         self.gradient_checkpointing: Literal["none", "selective", "full"] = "none"
+        self.lora: LoraConfig | None = None  # what add_lora has given it
         self.norm = make_norm(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocabulary, bias=False)
         if config.tie_word_embeddings:

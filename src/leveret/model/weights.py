@@ -60,17 +60,17 @@ def to_disk(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tenso
             if not config.tie_word_embeddings:
                 out[name] = tensor
         elif family(config) == "gpt2":
-            out[_gpt2_name(name)] = tensor.t() if _transposed(name) else tensor
+            out[gpt2_name(name)] = tensor.t() if _transposed(name) else tensor
         elif "qkv_proj" in name:
             for part, piece in zip("qkv", tensor.split(projection_rows(name, len(tensor), config)), strict=True):
                 turned = part != "v" and config.rope_layout == "interleaved"
-                piece = _to_half(piece, config.head_width) if turned else piece
+                piece = to_half(piece, config.head_width) if turned else piece
                 out["model." + name.replace("qkv_proj", f"{part}_proj")] = piece
         elif "gate_up_proj" in name:
             for part, piece in zip(("gate", "up"), tensor.chunk(2), strict=True):
                 out["model." + name.replace("gate_up", part)] = piece
         elif name.endswith(("q_norm.weight", "k_norm.weight")) and config.rope_layout == "interleaved":
-            out["model." + name] = _to_half(tensor, config.head_width)
+            out["model." + name] = to_half(tensor, config.head_width)
         else:
             out["model." + name] = tensor
     return {name: tensor.contiguous() for name, tensor in out.items()}
@@ -87,17 +87,17 @@ def from_disk(disk: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tens
         if name == "lm_head.weight":
             state[name] = state["embed_tokens.weight"] if config.tie_word_embeddings else disk[name]
         elif family(config) == "gpt2":
-            tensor = disk[_gpt2_name(name)]
+            tensor = disk[gpt2_name(name)]
             state[name] = tensor.t().contiguous() if _transposed(name) else tensor
         elif "qkv_proj" in name:
             pieces = [disk["model." + name.replace("qkv_proj", f"{part}_proj")] for part in "qkv"]
             if config.rope_layout == "interleaved":
-                pieces[:2] = [_to_interleaved(p, config.head_width) for p in pieces[:2]]
+                pieces[:2] = [to_interleaved(p, config.head_width) for p in pieces[:2]]
             state[name] = torch.cat(pieces)
         elif "gate_up_proj" in name:
             state[name] = torch.cat([disk["model." + name.replace("gate_up", part)] for part in ("gate", "up")])
         elif name.endswith(("q_norm.weight", "k_norm.weight")) and config.rope_layout == "interleaved":
-            state[name] = _to_interleaved(disk["model." + name], config.head_width)
+            state[name] = to_interleaved(disk["model." + name], config.head_width)
         else:
             state[name] = disk["model." + name]
     return state
@@ -114,7 +114,7 @@ def _memory_names(config: ModelConfig) -> list[str]:
     return list(hollow_decoder(config).state_dict())
 
 
-def _gpt2_name(name: str) -> str:
+def gpt2_name(name: str) -> str:
     for pattern, replacement in GPT2_NAMES:
         if re.match(pattern, name):
             return re.sub(pattern, replacement, name, count=1)
@@ -126,10 +126,11 @@ def _transposed(name: str) -> bool:
     return name.endswith("proj.weight")
 
 
-def _to_half(tensor: Tensor, width: int) -> Tensor:
+def to_half(tensor: Tensor, width: int) -> Tensor:
     """Rows of each head from (0, 1), (2, 3), ... pairs to first halves, then second halves."""
     return tensor.view(-1, width // 2, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
-def _to_interleaved(tensor: Tensor, width: int) -> Tensor:
+def to_interleaved(tensor: Tensor, width: int) -> Tensor:
+    """The inverse of to_half."""
     return tensor.view(-1, 2, width // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)

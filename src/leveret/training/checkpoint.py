@@ -2,6 +2,8 @@
 
 checkpoints/step-00000500/   model.safetensors      weights under transformers' names
                              optimizer.safetensors  the optimizer's tensors
+                             adapter_*              with LoRA: the adapters in peft's format; the weights are the frozen
+                                                    ones, one file for all checkpoints where the disk knows links
                              shard-*.safetensors    or, of a model that ranks share, parts of both (sharded.py)
                              random.safetensors     states of the random generators
                              state.json             step, seconds
@@ -19,7 +21,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
@@ -31,8 +33,9 @@ from torch import Tensor
 
 from leveret.data.shards import file_sha256, flush
 from leveret.errors import UserError
-from leveret.model.config import ModelConfig
+from leveret.model.config import LoraConfig, ModelConfig
 from leveret.model.decoder import Decoder
+from leveret.model.lora import from_peft, lora_of_peft, merge, peft_config, split_state, to_peft
 from leveret.model.weights import from_disk, tied, to_disk
 from leveret.training.sharded import SHARDS, read_shards
 from leveret.training.tensorfile import write_flushed, write_tensors
@@ -41,6 +44,7 @@ FORMAT_VERSION = 1
 MARGIN = 2**20
 """Bytes of a checkpoint beside its tensors, amply."""
 POINTER = ".latest.partial"
+MODEL, ADAPTERS, ADAPTER_CONFIG = "model.safetensors", "adapter_model.safetensors", "adapter_config.json"
 log = logging.getLogger("leveret")
 
 
@@ -56,15 +60,32 @@ class Checkpoint:
         return int(self.state["step"])
 
     def weights(self, config: ModelConfig) -> dict[str, Tensor]:
-        """The decoder's state in memory's form."""
+        """The decoder's state in memory's form; adapters are merged into it."""
         if self.sharded:
             return tied(read_shards(self.folder, "model"), config)
-        return from_disk(load_file(self.folder / "model.safetensors"), config)
+        weights = from_disk(load_file(self.folder / MODEL), config)
+        if not self.has_adapters:
+            return weights
+        return merge(weights, *self._adapters(config))
+
+    def unmerged(self, config: ModelConfig) -> dict[str, Tensor]:
+        """The same as training holds it: frozen weights, and the adapters beside them."""
+        if not self.has_adapters:
+            return self.weights(config)
+        return from_disk(load_file(self.folder / MODEL), config) | self._adapters(config)[0]
+
+    def _adapters(self, config: ModelConfig) -> tuple[dict[str, Tensor], ModelConfig, LoraConfig]:
+        lora = lora_of_peft(json.loads((self.folder / ADAPTER_CONFIG).read_text()), config)
+        return from_peft(load_file(self.folder / ADAPTERS), config, lora), config, lora
+
+    @property
+    def has_adapters(self) -> bool:
+        return (self.folder / ADAPTERS).exists()
 
     @property
     def sharded(self) -> bool:
         """Whether it is in the parts that ranks have written."""
-        return not (self.folder / "model.safetensors").exists()
+        return not (self.folder / MODEL).exists()
 
     def optimizer(self) -> dict[str, Tensor]:
         if self.sharded:
@@ -82,9 +103,11 @@ class Checkpoint:
     def weights_sha256(self) -> str:
         """The hash that names these weights."""
         files = json.loads((self.folder / "manifest.json").read_text())["files"]
-        if not self.sharded:
-            return str(files["model.safetensors"])
-        return sha256(json.dumps([files[name] for name in sorted(files) if fnmatch(name, SHARDS)]).encode()).hexdigest()
+        if not self.sharded and not self.has_adapters:
+            return str(files[MODEL])
+        parts = (MODEL, ADAPTERS, ADAPTER_CONFIG, SHARDS)
+        named = [files[name] for name in sorted(files) if any(fnmatch(name, part) for part in parts)]
+        return sha256(json.dumps(named).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +115,8 @@ class Snapshot:
     """What a checkpoint is made of.
 
     weights: the decoder's state in memory's form. recipe: what is trained, as YAML; kept with the weights. shards: a
-    folder beside the checkpoints where ranks have written weights and optimizer, which then are empty here.
+    folder beside the checkpoints where ranks have written weights and optimizer, which then are empty here. adapters,
+    lora: what is learnt beside frozen weights, if it is that.
     """
 
     config: ModelConfig
@@ -102,19 +126,21 @@ class Snapshot:
     state: dict[str, Any]
     recipe: str = ""
     shards: Path | None = None
+    adapters: dict[str, Tensor] = field(default_factory=dict)
+    lora: LoraConfig | None = None
 
     @classmethod
     def of(
         cls, model: Decoder, optimizer_state: dict[str, Tensor], state: dict[str, Any], recipe: str = ""
     ) -> Snapshot:
         """How things stand. The tensors are the model's and the optimizer's own, not copies."""
-        weights = model.state_dict()
+        weights, adapters = split_state(model.state_dict())
         if model.config.tie_word_embeddings:
             del weights["lm_head.weight"]
         random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             random["cuda"] = torch.cuda.get_rng_state()
-        return cls(model.config, weights, optimizer_state, random, state, recipe)
+        return cls(model.config, weights, optimizer_state, random, state, recipe, None, adapters, model.lora)
 
     @property
     def step(self) -> int:
@@ -123,7 +149,8 @@ class Snapshot:
     @property
     def nbytes(self) -> int:
         """About what it takes on the disk."""
-        return MARGIN + sum(tensor.nbytes for tensor in (*self.weights.values(), *self.optimizer.values()))
+        every = (*self.weights.values(), *self.optimizer.values(), *self.adapters.values())
+        return MARGIN + sum(tensor.nbytes for tensor in every)
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> Checkpoint:
@@ -151,11 +178,16 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> Checkpoint:
         _put_back(replaced)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+    _point(folder, final.name)
+    return Checkpoint(final, snapshot.state)
+
+
+def _point(folder: Path, name: str) -> None:
+    """Moves `latest`."""
     pointer = folder / POINTER
-    write_flushed(pointer, [f"{final.name}\n".encode()])
+    write_flushed(pointer, [f"{name}\n".encode()])
     pointer.rename(folder / "latest")
     flush(folder)
-    return Checkpoint(final, snapshot.state)
 
 
 def _write(partial: Path, snapshot: Snapshot) -> None:
@@ -165,17 +197,42 @@ def _write(partial: Path, snapshot: Snapshot) -> None:
         if not files:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(snapshot.shards))
     else:
-        weights = to_disk(snapshot.weights, snapshot.config)
-        files = {
-            "model.safetensors": write_tensors(partial / "model.safetensors", weights, {"format": "pt"}),
-            "optimizer.safetensors": write_tensors(partial / "optimizer.safetensors", snapshot.optimizer),
-        }
+        files = _write_weights(partial, snapshot)
+        files["optimizer.safetensors"] = write_tensors(partial / "optimizer.safetensors", snapshot.optimizer)
     files |= {
         "random.safetensors": write_tensors(partial / "random.safetensors", snapshot.random),
         "state.json": write_flushed(partial / "state.json", [_json(snapshot.state)]),
         "recipe.yaml": write_flushed(partial / "recipe.yaml", [snapshot.recipe.encode()]),
     }
     write_flushed(partial / "manifest.json", [_json({"format_version": FORMAT_VERSION, "files": files})])
+
+
+def _write_weights(partial: Path, snapshot: Snapshot) -> dict[str, str]:
+    """The weights; or the adapters, and the frozen weights once for all checkpoints. Each file's SHA-256."""
+    config, lora, files = snapshot.config, snapshot.lora, dict[str, str]()
+    if lora is not None:
+        adapters, described = to_peft(snapshot.adapters, config, lora), _json(peft_config(config, lora))
+        files[ADAPTERS] = write_tensors(partial / ADAPTERS, adapters, {"format": "pt"})
+        files[ADAPTER_CONFIG] = write_flushed(partial / ADAPTER_CONFIG, [described])
+        if digest := _link_frozen(partial):
+            return files | {MODEL: digest}
+    weights = to_disk(snapshot.weights, config)
+    return files | {MODEL: write_tensors(partial / MODEL, weights, {"format": "pt"})}
+
+
+def _link_frozen(partial: Path) -> str | None:
+    """Takes the frozen weights of an earlier checkpoint of the stage, if they are whole. Returns their SHA-256; None
+    where there are none, or the disk knows no links."""
+    for step in reversed(steps_on_disk(partial.parent)):
+        before = partial.parent / _name(step)
+        try:
+            digest = str(json.loads((before / "manifest.json").read_text())["files"][MODEL])
+            if (before / ADAPTERS).exists() and file_sha256(before / MODEL) == digest:
+                (partial / MODEL).hardlink_to(before / MODEL)
+                return digest
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
 
 
 def _json(value: dict[str, Any]) -> bytes:
@@ -245,13 +302,44 @@ def prune(folder: Path, newest: int, keep_last: int, losses: Mapping[int, float]
     """
     steps = steps_on_disk(folder)
     past = [step for step in steps if step <= newest]
-    measured = [step for step in past if math.isfinite(losses.get(step, math.nan))]
-    kept = {*past[-keep_last:], *sorted(measured, key=losses.__getitem__)[:1]}
+    kept = {*past[-keep_last:], *_best_first(past, losses)[:1]}
     for step in steps:
         if step not in kept:
-            path = folder / _name(step)
-            removed = path.rename(folder / f".{path.name}.removed")  # in one move, so that none is ever half there
-            shutil.rmtree(removed)
+            _remove(folder, step)
+
+
+def go_back_to_best(folder: Path, losses: Mapping[int, float]) -> int | None:
+    """Makes the best validated checkpoint that is whole the newest, by deleting those after it, the newest last: where
+    this is cut short, training that goes on ends at once and does it again.
+
+    Returns:
+        its step; None if there is none, and then nothing changes.
+    """
+    steps = steps_on_disk(folder)
+    for best in _best_first(steps, losses):
+        try:
+            open_checkpoint(folder / _name(best))
+        except UserError as error:
+            log.warning("%s; using the next best", error)
+            continue
+        _point(folder, _name(best))
+        for step in steps:
+            if step > best:
+                _remove(folder, step)
+        return best
+    return None
+
+
+def _best_first(steps: list[int], losses: Mapping[int, float]) -> list[int]:
+    """Those that have a validation loss, the lowest first; of equal ones the earlier."""
+    measured = [step for step in steps if math.isfinite(losses.get(step, math.nan))]
+    return sorted(measured, key=losses.__getitem__)
+
+
+def _remove(folder: Path, step: int) -> None:
+    path = folder / _name(step)
+    removed = path.rename(folder / f".{path.name}.removed")  # in one move, so that none is ever half there
+    shutil.rmtree(removed)
 
 
 def _name(step: int) -> str:

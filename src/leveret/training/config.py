@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from leveret.config import Config
 from leveret.hardware.config import Precision
+from leveret.model.config import LoraConfig
 
 
 def _rows_or_auto(value: Any) -> Any:
@@ -148,6 +149,9 @@ class TrainingConfig(Config):
     """Steps between two validations. None: ten times in all."""
     eval_batches: int | None = Field(20, gt=0)
     """Batches of a validation, spread over the split. None: all of it."""
+    patience: int | None = Field(None, gt=0)
+    """Validations in a row without a better held-out loss, after which the stage ends early. With it the stage's model
+    is that of the best validation, also where all steps were taken, and later checkpoints are deleted. None: never."""
     checkpoint_every: int | None = Field(None, gt=0)
     """Steps between two checkpoints. None: when validating."""
     keep_last: int = Field(2, gt=0)
@@ -164,6 +168,21 @@ class TrainingConfig(Config):
         if sum(value is not None for value in (self.steps, self.tokens, self.epochs)) != 1:
             raise ValueError("give exactly one of steps, tokens and epochs")
         return self
+
+    @model_validator(mode="after")
+    def _saves_what_it_validates(self) -> TrainingConfig:
+        saves, validates = self.checkpoint_every, self.eval_every
+        if self.patience is not None and saves is not None and (validates is None or validates % saves):
+            raise ValueError(
+                f"patience keeps the best validated model, so every validation needs a checkpoint: leave "
+                f"checkpoint_every {saves} out, or take a divisor of eval_every for it"
+            )
+        return self
+
+    @property
+    def adapters(self) -> LoraConfig | None:
+        """What is learnt in place of the weights; None: the weights."""
+        return None
 
     def total_steps(self, windows: int, sequence_length: int) -> int:
         """The number of updates over a split of that many windows."""

@@ -5,6 +5,7 @@
 The gradients are made in the forward pass, while a chunk's logits are at hand (as Liger's kernel does: Hsu et al.,
 2024), so that nothing is computed twice: three products, as without chunks. Where every row's loss is wanted for
 itself, what becomes of it is not known yet, and a chunk's logits are made again in the backward pass: four products.
+A head that is frozen has no gradient made, which is one product less.
 
 N rows, C hidden size, V vocabulary, n rows of a chunk.
 """
@@ -117,13 +118,14 @@ class _Chunked(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         weight = weight_VC.to(dtype)
         total = hidden_NC.new_zeros((), dtype=wide)
-        weight_gradient = torch.zeros_like(weight_VC, dtype=wide)
+        weight_gradient = torch.zeros_like(weight_VC, dtype=wide) if ctx.needs_input_grad[1] else None
         hidden_gradients = []
         for hidden, targets in zip(hidden_NC.to(dtype).split(rows), targets_N.split(rows), strict=True):
             losses, gradient = _chunk(hidden, weight, targets, ignored, softcap)
             total, gradient = total + losses.sum(), gradient.to(dtype)
             hidden_gradients.append(gradient @ weight)
-            weight_gradient += gradient.T @ hidden
+            if weight_gradient is not None:
+                weight_gradient += gradient.T @ hidden
         ctx.save_for_backward(torch.cat(hidden_gradients), weight_gradient)
         ctx.dtypes = hidden_NC.dtype, weight_VC.dtype
         return total
@@ -133,7 +135,8 @@ class _Chunked(torch.autograd.Function):
         hidden_gradient, weight_gradient = ctx.saved_tensors
         of_hidden, of_weight = ctx.dtypes
         hidden = (hidden_gradient * scale.to(hidden_gradient.dtype)).to(of_hidden)
-        return hidden, (weight_gradient * scale).to(of_weight), None, None, None, None, None
+        head = None if weight_gradient is None else (weight_gradient * scale).to(of_weight)
+        return hidden, head, None, None, None, None, None
 
 
 class _Each(torch.autograd.Function):
@@ -161,13 +164,16 @@ class _Each(torch.autograd.Function):
         hidden_NC, weight_VC, targets_N = ctx.saved_tensors
         ignored, softcap, dtype, rows = ctx.how
         weight = weight_VC.to(dtype)
-        weight_gradient = torch.zeros_like(weight_VC, dtype=torch.promote_types(dtype, torch.float32))
+        wide = torch.promote_types(dtype, torch.float32)
+        weight_gradient = torch.zeros_like(weight_VC, dtype=wide) if ctx.needs_input_grad[1] else None
         hidden_gradients = []
         chunks = (hidden_NC.to(dtype).split(rows), targets_N.split(rows), scale_N.split(rows))
         for hidden, targets, scale in zip(*chunks, strict=True):
             _, gradient = _chunk(hidden, weight, targets, ignored, softcap)
             gradient = (gradient * scale[:, None]).to(dtype)
             hidden_gradients.append(gradient @ weight)
-            weight_gradient += gradient.T @ hidden
+            if weight_gradient is not None:
+                weight_gradient += gradient.T @ hidden
         hidden_gradient = torch.cat(hidden_gradients).to(hidden_NC.dtype)
-        return hidden_gradient, weight_gradient.to(weight_VC.dtype), None, None, None, None, None
+        head = None if weight_gradient is None else weight_gradient.to(weight_VC.dtype)
+        return hidden_gradient, head, None, None, None, None, None

@@ -121,7 +121,7 @@ def find_rows(trainer: Trainer, before: int | None) -> int:
     config, device, share = trainer.config, trainer.device, trainer.batches.share
     if device.type == "cuda":
         _, whole = torch.cuda.mem_get_info(device)
-        aside = optimizer_bytes(trainer.model.config, config.optimizer) + int(KEPT_FREE * whole)
+        aside = optimizer_bytes(trainer.model.config, config) + int(KEPT_FREE * whole)
         return _tried_rows(trainer, before or share, aside if before is None else 0)  # resumed, its state is there
     if before is not None:
         return before

@@ -118,7 +118,8 @@ class Faults:
             assert parameter.grad is not None
             parameter.grad.fill_(value)
 
-        hook = next(model.parameters()).register_post_accumulate_grad_hook(spoil)
+        learnt = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+        hook = learnt.register_post_accumulate_grad_hook(spoil)
         try:
             yield
         finally:

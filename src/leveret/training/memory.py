@@ -10,7 +10,8 @@ from leveret.model.config import ModelConfig
 from leveret.model.counts import count_parameters
 from leveret.model.decoder import hollow_decoder
 from leveret.model.layers import PLAIN_KEYS
-from leveret.training.config import OptimizerConfig, TrainingConfig
+from leveret.model.lora import adapted, count_lora
+from leveret.training.config import TrainingConfig
 from leveret.training.cross_entropy import chunk_rows
 
 MUON_WORK = 18
@@ -25,21 +26,24 @@ def training_memory(
 ) -> dict[str, int]:
     """Bytes that training holds at its peak, by part, for micro-batches of that many rows.
 
-    Weights, gradients and the optimizer's moments are float32; `copies` are the weights cast to the products' dtype.
-    Logits exist for one chunk of rows at a time, several times over, beside the head's gradient and that of the hidden
-    states. `update` is what Muon works on when activations are gone, as far as it is more than those. Compiled code
-    keeps less.
+    Weights, gradients and the optimizer's moments are float32, the last two only of what is learnt; `copies` are the
+    weights cast to the products' dtype. Logits exist for one chunk of rows at a time, several times over, beside the
+    head's gradient and that of the hidden states. `update` is what Muon works on when activations are gone, as far as
+    it is more than those. Compiled code keeps less.
     """
     total = count_parameters(model).total
-    matrices = _block_matrices(model) if config.optimizer.kind == "muon" else 0
+    lora, learnt = config.adapters, learnt_numbers(model, config)
+    matrices = _muon_numbers(model, config) if config.optimizer.kind == "muon" else 0
     chunk = min(chunk_rows(model.vocabulary, device.type), rows * length)
-    head = model.vocabulary * model.hidden_size
+    head = model.vocabulary * model.hidden_size if lora is None else 0
     kept = activation_bytes(model, length, dtype, device, "none")
     layers = model.num_hidden_layers * activation_bytes(model, length, dtype, device, config.gradient_checkpointing)
+    if lora is not None and config.gradient_checkpointing != "full":  # what is between A and B
+        layers += dtype.itemsize * lora.rank * sum(len(parts) for _, parts in adapted(model, lora).values())
     parts = {
         "weights": 4 * total,
-        "gradients": 4 * total,
-        "optimizer": optimizer_bytes(model, config.optimizer),
+        "gradients": 4 * learnt,
+        "optimizer": optimizer_bytes(model, config),
         "copies": 0 if dtype is torch.float32 else dtype.itemsize * total,
         "activations": rows * length * (layers + kept),
         "logits": chunk * model.vocabulary * (12 + dtype.itemsize) + 4 * head + rows * length * 8 * model.hidden_size,
@@ -72,16 +76,23 @@ def activation_bytes(model: ModelConfig, length: int, dtype: torch.dtype, device
     return norms * norm + attention + width * inner * (4 if model.mlp == "swiglu" else 2)
 
 
-def optimizer_bytes(model: ModelConfig, config: OptimizerConfig) -> int:
+def learnt_numbers(model: ModelConfig, config: TrainingConfig) -> int:
+    """How many numbers are not frozen."""
+    return count_parameters(model).total if config.adapters is None else count_lora(model, config.adapters)
+
+
+def optimizer_bytes(model: ModelConfig, config: TrainingConfig) -> int:
     """AdamW keeps two moments of every parameter, in 8 bits a quarter of that; Muon one of the blocks' matrices."""
-    total = count_parameters(model).total
-    if config.kind == "adamw8bit":
-        return 2 * total
-    return 8 * total - (4 * _block_matrices(model) if config.kind == "muon" else 0)
+    learnt, kind = learnt_numbers(model, config), config.optimizer.kind
+    if kind == "adamw8bit":
+        return 2 * learnt
+    return 8 * learnt - (4 * _muon_numbers(model, config) if kind == "muon" else 0)
 
 
-def _block_matrices(model: ModelConfig) -> int:
-    """Numbers in the matrices of the blocks, which are Muon's."""
+def _muon_numbers(model: ModelConfig, config: TrainingConfig) -> int:
+    """Numbers in the matrices of the blocks that are learnt, which are Muon's."""
+    if config.adapters is not None:
+        return learnt_numbers(model, config)
     named = hollow_decoder(model).named_parameters()
     return sum(parameter.numel() for name, parameter in named if name.startswith("layers.") and parameter.dim() == 2)
 

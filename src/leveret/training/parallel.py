@@ -240,6 +240,8 @@ def spread(trainer: Trainer) -> None:
 def way(trainer: Trainer) -> str:
     """ "ddp" or "fsdp". auto: fsdp only where weights, gradients and moments fill more than half of the memory."""
     kind = trainer.config.parallel.kind
+    if trainer.model.lora is not None:  # FSDP2 gathers what is frozen too, for nothing
+        return "ddp"
     if kind != "auto":
         return kind
     state = STATE_BYTES * sum(parameter.numel() for parameter in trainer.model.parameters())
