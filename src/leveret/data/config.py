@@ -93,6 +93,9 @@ class ExamplesConfig(OriginConfig):
     """Keep only rows whose other fields have one of these values, such as {category: [open_qa, closed_qa]}."""
     max_examples: PositiveInt | None = None
     """Read at most this many examples; without it, all."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share of the drawn examples, relative to the other sources' weights; all sources have one or none does. Each
+    example is drawn once at most, so the source that is smallest beside its weight bounds the others."""
 
 
 class ExecutorConfig(Config):

@@ -33,7 +33,7 @@ from leveret.data.readers import read_rows
 from leveret.data.refusals import Refusals
 from leveret.data.rows import Drop, Row, refuse
 from leveret.data.sources import dataset_rows, describe, find_files, generator, label
-from leveret.data.streams import file_format
+from leveret.data.streams import file_format, shown
 from leveret.data.textfiles import aligned_rows, text_rows
 from leveret.errors import UserError
 
@@ -57,7 +57,7 @@ def examples(
     is told to `drop`, by file and line. Raises UserError at the end if there was no example at all, or if more than
     MOST_REFUSED of the rows were refused.
     """
-    return _enough(_source(config, base_dir, generators, example_of), "examples", config, drop)
+    return _enough(_source(config, base_dir, generators, example_of), "examples", config, base_dir, drop)
 
 
 def preferences(
@@ -70,7 +70,7 @@ def preferences(
     if config.format not in ("auto", "preference"):
         raise UserError(f"{describe(config)}: pairs to prefer by have the format 'preference', not '{config.format}'")
     read = _source(config, base_dir, generators, lambda row, format, source: preference_of(row, source))
-    return _enough(read, "preference pairs", config, drop)
+    return _enough(read, "preference pairs", config, base_dir, drop)
 
 
 def read_examples(path: str | Path, format: ExampleFormat = "auto", drop: Drop = refuse) -> Iterator[Example]:
@@ -84,7 +84,7 @@ def read_examples(path: str | Path, format: ExampleFormat = "auto", drop: Drop =
 def read_pairs_or_examples(path: str | Path, drop: Drop = refuse) -> Iterator[Preference | Example]:
     """Like `read_examples`, but rows with two answers are the preference pairs that they are."""
     config = ExamplesConfig(paths=[str(path)])
-    return _enough(_source(config, Path(), {}, pair_or_example_of), "examples", config, drop)
+    return _enough(_source(config, Path(), {}, pair_or_example_of), "examples", config, Path(), drop)
 
 
 def write_examples(path: Path, examples: Iterable[Example | Preference]) -> int:
@@ -181,11 +181,14 @@ def _wanted(fields: Mapping[str, Any], config: ExamplesConfig) -> bool:
     )
 
 
-def _enough(read: Callable[[Drop], Iterator[T]], what: str, config: ExamplesConfig, drop: Drop) -> Iterator[T]:
+def _enough(
+    read: Callable[[Drop], Iterator[T]], what: str, config: ExamplesConfig, base_dir: Path, drop: Drop
+) -> Iterator[T]:
     """What is read, max_examples at most; UserError at the end if it is nothing, or little beside what is refused."""
     refused, count = Refusals(), 0
 
     def note(where: str, why: str) -> None:
+        where = shown(where.removeprefix(f"{base_dir}/"))  # as `label` has it
         refused(where, why)
         drop(where, why)
 
