@@ -144,6 +144,17 @@ def as_pairs(options: ArithmeticOptions) -> Iterator[tuple[str, str]]:
     return ((problem.prompt, problem.answer) for problem in problems(options))
 
 
+def as_preferences(options: ArithmeticOptions) -> Iterator[tuple[str, str, str]]:
+    """The problems as (prompt, answer, the answer with one wrong digit)."""
+    rng = random.Random(f"mistakes/{options.seed}")
+    for problem in problems(options):
+        place = rng.randrange(len(problem.answer))
+        right = problem.answer[place]
+        digits = "123456789" if place == 0 and len(problem.answer) > 1 else "0123456789"
+        wrong = rng.choice(digits.replace(right, ""))
+        yield problem.prompt, problem.answer, problem.answer[:place] + wrong + problem.answer[place + 1 :]
+
+
 def _in_turns(cells: list[Iterator[Problem]], rng: random.Random) -> Iterator[Problem]:
     """One problem of every cell that has any left, in a new order each time, until none has."""
     while cells:

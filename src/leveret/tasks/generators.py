@@ -1,4 +1,4 @@
-"""The generators that recipes name: documents for pretraining, examples for fine-tuning and evaluation."""
+"""The generators that recipes name: documents for pretraining, examples for fine-tuning and evaluation, preferences."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from leveret.config import Config
-from leveret.data.examples import Example, one_turn
+from leveret.data.examples import Example, Message, Preference, one_turn
 from leveret.data.sources import Document
 from leveret.errors import UserError
-from leveret.tasks.arithmetic import ArithmeticOptions, as_documents, as_pairs
+from leveret.tasks.arithmetic import ArithmeticOptions, as_documents, as_pairs, as_preferences
 from leveret.tasks.shell.drills import DrillOptions, drills
 from leveret.tasks.shell.lessons import LessonOptions, lessons
+from leveret.tasks.shell.mistakes import preferences
 from leveret.tasks.shell.pairs import ShellOptions, pairs
 
 
@@ -50,6 +51,18 @@ def _arithmetic(**options: Any) -> Iterator[Example]:
         yield one_turn(prompt, answer, "arithmetic")
 
 
+def _shell_preferences(**options: Any) -> Iterator[Preference]:
+    for pair in preferences(_checked(ShellOptions, options, "shell-preferences")):
+        prompt = (Message("user", pair.instruction),)
+        meta = {"intent": pair.intent, "shell": pair.shell, "mistake": pair.mistake}
+        yield Preference(prompt, pair.chosen, pair.rejected, "shell-preferences", meta)
+
+
+def _arithmetic_preferences(**options: Any) -> Iterator[Preference]:
+    for prompt, right, wrong in as_preferences(_checked(ArithmeticOptions, options, "arithmetic-preferences")):
+        yield Preference((Message("user", prompt),), right, wrong, "arithmetic-preferences")
+
+
 def _shell_lessons(**options: Any) -> Iterator[Document]:
     for text in lessons(_checked(LessonOptions, options, "shell-lessons")):
         yield Document(text, "shell-lessons")
@@ -66,6 +79,10 @@ def _arithmetic_lines(**options: Any) -> Iterator[Document]:
 
 
 EXAMPLES: Mapping[str, Callable[..., Iterable[Example]]] = {"shell": _shell, "arithmetic": _arithmetic}
+PREFERENCES: Mapping[str, Callable[..., Iterable[Preference]]] = {
+    "shell-preferences": _shell_preferences,
+    "arithmetic-preferences": _arithmetic_preferences,
+}
 DOCUMENTS: Mapping[str, Callable[..., Iterable[Document]]] = {
     "shell-lessons": _shell_lessons,
     "shell-drills": _shell_drills,

@@ -15,7 +15,7 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from importlib import resources
@@ -100,10 +100,13 @@ class Option:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One instruction with its command."""
+    """One instruction with its command, and what both were made from."""
 
     instruction: str
     command: str
+    options: tuple[Option, ...] = field(default=(), compare=False)
+    values: Mapping[str, Value] = field(default_factory=dict, compare=False)
+    """By reference, such as `file` or `file#2`."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +219,7 @@ class Grammar:
         new_values: bool = False,
     ) -> Drawn:
         """One pair. With new_values, every slot of an open type takes a value kept out of training."""
-        flags = "".join(option.flag for option in intent.options if option in options)
-        command = mask_command(intent.command).replace("{options}", mask_command(flags))
+        command = _masked(intent, options)
         clauses = _join_clauses([_choose(mask_doubled(rng.choice(o.say)), rng) for o in options], rng)
         text = _choose(mask_doubled(wording), rng)
         if "{options}" in text:
@@ -227,15 +229,26 @@ class Grammar:
             text = f"{body} {clauses}{mark}"
         values = self._values(set(REFERENCE.findall(text + command)), new_values, rng)
         instruction = REFERENCE.sub(lambda m: values[m[1]].said, text)
-        command = REFERENCE.sub(lambda m: values[m[1]].typed, command)
         return Drawn(
             _style(" ".join(unmask(instruction).split()), intent.shell, rng, text[0] != "{"),
-            unmask(command),
+            _typed(command, values),
+            options,
+            values,
         )
 
-    def _values(self, references: set[str], new: bool, rng: random.Random) -> dict[str, Value]:
-        values: dict[str, Value] = {}
-        for reference in sorted(references):
+    def other_command(
+        self, intent: Intent, options: tuple[Option, ...], values: Mapping[str, Value], rng: random.Random, new: bool
+    ) -> str:
+        """The command of an intent with these values, and drawn ones where it needs more; new as in `draw`."""
+        command = _masked(intent, options)
+        return _typed(command, self._values(set(REFERENCE.findall(command)), new, rng, values))
+
+    def _values(
+        self, references: set[str], new: bool, rng: random.Random, known: Mapping[str, Value] | None = None
+    ) -> dict[str, Value]:
+        """A value for each reference, the known ones among them."""
+        values = dict(known or {})
+        for reference in sorted(references - values.keys()):
             kind = reference.partition("#")[0]
             value = self.slots.draw_side(kind, new, rng)
             while value in values.values() and self.slots.capacity(kind) > 4:
@@ -245,6 +258,16 @@ class Grammar:
 
     def has_open_slot(self, intent: Intent) -> bool:
         return any(self.slots.is_open(ref.partition("#")[0]) for ref in intent.slot_references())
+
+
+def _masked(intent: Intent, options: tuple[Option, ...]) -> str:
+    """The command with the flags of these options, as mask_command leaves it."""
+    flags = "".join(option.flag for option in intent.options if option in options)
+    return mask_command(intent.command).replace("{options}", mask_command(flags))
+
+
+def _typed(command: str, values: Mapping[str, Value]) -> str:
+    return unmask(REFERENCE.sub(lambda m: values[m[1]].typed, command))
 
 
 POWERSHELL_STYLES: list[Callable[[str], str]] = [

@@ -49,6 +49,12 @@ class ShellPair:
 
 def pairs(options: ShellOptions) -> Iterator[ShellPair]:
     """The pairs of one split, intent by intent, each instruction once (whatever its case and full stop)."""
+    for intent, drawn in drawings(options):
+        yield ShellPair(drawn.instruction, drawn.command, intent.name, intent.shell)
+
+
+def drawings(options: ShellOptions) -> Iterator[tuple[Intent, Drawn]]:
+    """The pairs with what they were made from."""
     grammar = load_grammar()
     seen: set[str] = set()
     for intent in grammar.core if options.core else grammar.intents:
@@ -64,7 +70,7 @@ def pairs(options: ShellOptions) -> Iterator[ShellPair]:
                 continue
             seen.add(key)
             found, misses = found + 1, 0
-            yield ShellPair(drawn.instruction, drawn.command, intent.name, intent.shell)
+            yield intent, drawn
 
 
 def _draw(grammar: Grammar, intent: Intent, split: Split, rng: random.Random) -> Drawn | None:
