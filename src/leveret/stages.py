@@ -25,6 +25,7 @@ from leveret.hardware.device import environment, pick_device
 from leveret.inference.config import SamplingConfig
 from leveret.inference.engine import Engine
 from leveret.model.decoder import Decoder
+from leveret.model.lora import add_lora
 from leveret.run import Run
 from leveret.rundir import find_run, write_json
 from leveret.tokenizer.tokenizer import Tokenizer
@@ -94,6 +95,8 @@ def run_training(run: Run, stage: str, base: Checkpoint | None) -> None:
     model = new_model(run, tokenizer, config.seed, device)
     if base is not None:
         model.load_state_dict(base.weights(model.config))
+    if config.adapters is not None:
+        add_lora(model, config.adapters, config.seed)
     if stage != "pretrain":  # rows of examples always keep them apart
         config = config.model_copy(update={"document_mask": True})
     batches, validation = make_batches(
