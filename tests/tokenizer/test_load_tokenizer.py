@@ -7,7 +7,7 @@ import pytest
 import sentencepiece
 import tiktoken
 from pydantic import ValidationError
-from tokenizer_samples import CORPUS, TRAINED, spm_model, trained_config, write_ranks
+from tokenizer_samples import CORPUS, TRAINED, encode_slowly, spm_model, trained_config, write_ranks
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from leveret.errors import UserError
@@ -60,7 +60,7 @@ def test_published_ranks_give_tiktokens_ids(data_folder: Path, tmp_path: Path, n
     )
     assert tokenizer.vocab_size == theirs.n_vocab == {"gpt2": 50_257, "cl100k_base": 100_277}[name]
     assert tokenizer.encode(PROBE_TEXT) == theirs.encode_ordinary(PROBE_TEXT)
-    assert tokenizer.encode_with_offsets(PROBE_TEXT)[0] == theirs.encode_ordinary(PROBE_TEXT)
+    assert encode_slowly(tokenizer, PROBE_TEXT) == theirs.encode_ordinary(PROBE_TEXT)
     tokenizer.save(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path)(NO_SPECIALS)["input_ids"] == tokenizer.encode(NO_SPECIALS)
 

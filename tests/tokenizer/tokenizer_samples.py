@@ -4,6 +4,8 @@ import base64
 import io
 from pathlib import Path
 
+import tokenizers
+
 from leveret.tokenizer import Tokenizer, TokenizerConfig
 
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>", "<system>", "<user>", "<assistant>", "<instruction>", "<command>"]
@@ -42,6 +44,13 @@ def spm_model(path: Path, **options: object) -> Path:
     )
     path.write_bytes(written.getvalue())
     return path
+
+
+def encode_slowly(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Plain text through tokenizers itself, never through tiktoken."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.definition)
+    backend.encode_special_tokens = True
+    return backend.encode(text, add_special_tokens=False).ids
 
 
 def write_ranks(path: Path, tokenizer: Tokenizer) -> dict[bytes, int]:

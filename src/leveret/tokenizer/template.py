@@ -2,6 +2,11 @@
 
 messages -> text of special tokens inside them hidden -> Jinja -> cut at the template's own special tokens
          -> each run of text encoded whole, as plain text -> ids, and a flag per id
+
+A run is cut where the assistant begins or stops speaking, if tokens would otherwise reach across that border: so what
+generation starts from is what training had in front of the answer, and no token is half learnt. Here alone ids differ
+from those of transformers, which cuts the prompt in one way and the same text with its answer in another. Of the
+shipped templates that is llama3 over GPT-2's pattern: "\\n\\n" at the end of a prompt is one token, and stays one.
 """
 
 from __future__ import annotations
@@ -9,9 +14,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import lru_cache
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,12 +26,13 @@ from leveret.errors import UserError
 if TYPE_CHECKING:
     import jinja2
 
-    from leveret.tokenizer.tokenizer import Tokenizer
+    from leveret.tokenizer.tokenizer import After, Tokenizer
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Where a generation block begins and ends in the rendered text: noncharacters, which no text should hold.
 BEGIN, END = "\U0010fffe", "\U0010ffff"
-PRIVATE_USE = range(0xE000, 0xF900)
+# Stands around the number of what is hidden; a noncharacter too, and hidden itself where a text does hold it.
+FENCE = "\ufdd0"
 
 
 @dataclass(frozen=True)
@@ -57,13 +64,14 @@ def render(
 ) -> Rendered:
     """Ids of `messages` ({"role", "content"} each) under the tokenizer's chat template, and which to learn.
 
-    Equal to transformers' apply_chat_template, but that the text of special tokens inside messages stays text.
+    Equal to transformers' apply_chat_template, but that the text of special tokens inside messages stays text, and that
+    no token reaches across a border of the assistant's.
     Raises UserError when there is no template or it refuses the messages.
     """
     if tokenizer.chat_template is None:
         raise UserError("the tokenizer has no chat template; set tokenizer.template (command, chatml, ...)")
     marks = re.compile("|".join(re.escape(t) for t in _longest_first([*tokenizer.special_tokens, BEGIN, END])))
-    hider = _Hider(marks, json.dumps([dict(m) for m in messages], ensure_ascii=False, default=str))
+    hider = _Hider(marks)
     roles = {role: token for role, token in asdict(tokenizer.roles).items() if token is not None}
     text = _render_text(
         tokenizer.chat_template,
@@ -89,9 +97,8 @@ def sample_text(template: str) -> str:
 class _Hider:
     """Puts numbered place-holders for the special text in messages, and takes them out again."""
 
-    def __init__(self, marks: re.Pattern[str], everything: str) -> None:
-        self._marks = marks
-        self._fence = next(chr(code) for code in PRIVATE_USE if chr(code) not in everything)
+    def __init__(self, marks: re.Pattern[str]) -> None:
+        self._marks = re.compile(f"{marks.pattern}|{FENCE}")
         self._hidden: list[str] = []
 
     def hide(self, value: Any) -> Any:
@@ -103,53 +110,76 @@ class _Hider:
 
     def _place_holder(self, match: re.Match[str]) -> str:
         self._hidden.append(match[0])
-        return f"{self._fence}{len(self._hidden) - 1}{self._fence}"
+        return f"{FENCE}{len(self._hidden) - 1}{FENCE}"
 
     def show(self, text: str) -> str:
-        return re.sub(f"{self._fence}([0-9]+){self._fence}", lambda m: self._hidden[int(m[1])], text)
+        return re.sub(f"{FENCE}([0-9]+){FENCE}", lambda m: self._hidden[int(m[1])], text)
 
 
 def _encode_rendered(tokenizer: Tokenizer, text: str, marks: re.Pattern[str], hider: _Hider) -> Rendered:
     ids: list[int] = []
     learn: list[bool] = []
     inside = False
-    run = ""  # text since the last special token
-    spans: list[tuple[int, int]] = []  # where in it the assistant speaks
+    run = _Run(None, inside)
 
-    def end_run() -> None:
-        nonlocal run, spans
-        if run:
-            run_ids, run_learn = _encode_run(tokenizer, run, spans)
-            ids.extend(run_ids)
-            learn.extend(run_learn)
-        run, spans = "", []
+    def end_run(token: str | None) -> None:
+        nonlocal run
+        for part, said in zip(run.parts(tokenizer, token), cycle([run.learnt, not run.learnt])):
+            ids.extend(part)
+            learn.extend([said] * len(part))
+        run = _Run(token, inside)
 
     position = 0
-    for match in [*marks.finditer(text), None]:
-        part = hider.show(text[position : match.start() if match else len(text)])
-        if inside and part:
-            spans.append((len(run), len(run) + len(part)))
-        run += part
-        if match is None:
-            break
+    for match in marks.finditer(text):
+        run.text += hider.show(text[position : match.start()])
         position = match.end()
-        if match[0] in (BEGIN, END):
-            inside = match[0] == BEGIN
-        else:
-            end_run()
+        if match[0] not in (BEGIN, END):
+            end_run(match[0])
             ids.append(tokenizer.special_tokens[match[0]])
             learn.append(inside)
-    end_run()
+        elif inside != (match[0] == BEGIN):
+            inside = not inside
+            run.edges.append(len(run.text))
+    run.text += hider.show(text[position:])
+    end_run(None)
     return Rendered(ids, learn)
 
 
-def _encode_run(tokenizer: Tokenizer, run: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:
-    """Encode a run whole, so that tokens come out as they do in transformers; learn those that touch a span."""
-    if not spans or spans == [(0, len(run))]:
-        ids = tokenizer.encode(run)
-        return ids, [bool(spans)] * len(ids)
-    ids, offsets = tokenizer.encode_with_offsets(run)
-    return ids, [any(start < b and a < end for a, b in spans) for start, end in offsets]
+@dataclass
+class _Run:
+    """Text between two special tokens."""
+
+    after: str | None
+    """The special token in front of it."""
+    learnt: bool
+    """Whether it begins with what the assistant says."""
+    text: str = ""
+    edges: list[int] = field(default_factory=list)
+    """Where in the text the assistant begins or stops, in turn."""
+
+    def parts(self, tokenizer: Tokenizer, before: str | None) -> list[list[int]]:
+        """The ids from edge to edge; `before`: the special token that follows. Some eat the space beside them."""
+        start = len(self.text) - len(self.text.lstrip()) if self.after in tokenizer.eat_right else 0
+        text = self.text[start:].rstrip() if before in tokenizer.eat_left else self.text[start:]
+        edges = [min(max(edge - start, 0), len(text)) for edge in self.edges]
+        return _encode_parts(tokenizer, text, edges, "nothing" if self.after is None else "token")
+
+
+def _encode_parts(tokenizer: Tokenizer, text: str, edges: list[int], after: After) -> list[list[int]]:
+    """The ids from edge to edge: those of the whole text, if they begin with those of the text up to the edge; else the
+    text is cut there."""
+    ids = tokenizer.encode(text, after=after)
+    bounds = [0]
+    for number, edge in enumerate(edges):
+        head = tokenizer.encode(text[:edge], after=after) if edge < len(text) else ids
+        if ids[: len(head)] != head:
+            rest = [later - edge for later in edges[number + 1 :]]
+            return [
+                *_encode_parts(tokenizer, text[:edge], edges[:number], after),
+                *_encode_parts(tokenizer, text[edge:], rest, "text"),
+            ]
+        bounds.append(len(head))
+    return [ids[a:b] for a, b in pairwise([*bounds, len(ids)])]
 
 
 def _longest_first(tokens: list[str]) -> list[str]:

@@ -8,13 +8,19 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from leveret.errors import UserError
 from leveret.tokenizer.fast import LONGEST_TEXT, tiktoken_twin
 from leveret.tokenizer.pieces import piece_bytes
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
 FORMAT_VERSION = 1
+
+After = Literal["nothing", "token", "text"]
+"""What stands in front of a text that is encoded: some tokenizers put a space first, unless they go on."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,18 @@ class Tokenizer:
         plain = _unreachable_specials(self._definition)
         self._plain = Backend.from_str(json.dumps(plain, ensure_ascii=False) if plain else definition)
         self._plain.encode_special_tokens = True
+        self._going_on, self._spaces_first_only = _without_first_space(plain or self._definition)
         self.roles = roles
         self.chat_template = chat_template
         self.special_tokens: dict[str, int] = {
             token["content"]: token["id"] for token in self._definition["added_tokens"] if token["special"]
         }
         self._special_ids = frozenset(self.special_tokens.values())
+        special = [token for token in self._definition["added_tokens"] if token["special"]]
+        self.eat_left = frozenset(token["content"] for token in special if token["lstrip"])
+        """Special tokens that take the white space in front of them with them."""
+        self.eat_right = frozenset(token["content"] for token in special if token["rstrip"])
+        """Those that take the white space behind them."""
         for role, token in asdict(roles).items():
             if token is not None and self._marked.token_to_id(token) is None:
                 raise UserError(f"{role} {token!r} is not in the tokenizer's vocabulary; choose one that is")
@@ -100,21 +112,18 @@ class Tokenizer:
         whole = [self._definition, asdict(self.roles), self.chat_template]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
+    def encode(self, text: str, *, special: bool = False, after: After = "nothing") -> list[int]:
         """Ids of `text`; nothing is added. `special=True` reads the text of special tokens as control ids.
 
-        Lone surrogates, which no encoding can write, become U+FFFD.
+        `after`: what stands in front of it, for plain text that goes on. Lone surrogates, which no encoding can write,
+        become U+FFFD.
         """
         if self._twin is not None and not special and len(text) <= LONGEST_TEXT:
             return self._twin.encode_ordinary(text)
-        backend = self._marked if special else self._plain
+        goes_on = after == "text" or (after == "token" and self._spaces_first_only)
+        backend = self._marked if special else (goes_on and self._going_on) or self._plain
         ids: list[int] = backend.encode(_writable(text), add_special_tokens=False).ids
         return ids
-
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of plain text and, for each, the characters (start, end) of `text` it covers."""
-        encoding = self._plain.encode(_writable(text), add_special_tokens=False)
-        return encoding.ids, encoding.offsets
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD. `skip_special=False` writes special tokens too."""
@@ -204,6 +213,37 @@ def _unreachable_specials(definition: dict[str, Any]) -> dict[str, Any] | None:
     vocab = [[f"a {piece}" if piece in specials else piece, score] for piece, score in model["vocab"]]
     added = [token for token in definition["added_tokens"] if not token["special"]]
     return {**definition, "model": {**model, "vocab": vocab}, "added_tokens": added}
+
+
+def _without_first_space(definition: dict[str, Any]) -> tuple[Backend | None, bool]:
+    """The tokenizer that puts no space first, if this one does; and whether it does so at the start of all only, not
+    after each special token."""
+    from tokenizers import Tokenizer as Backend
+
+    changed = json.loads(json.dumps(definition))
+    first_only = False
+
+    def changes(step: dict[str, Any] | None) -> dict[str, Any] | None:
+        nonlocal first_only
+        if step is None or step["type"] == "Prepend":
+            return None
+        for key in ("normalizers", "pretokenizers"):
+            if key in step:
+                step[key] = [kept for each in step[key] if (kept := changes(each)) is not None]
+        if step["type"] == "Metaspace":
+            first_only = first_only or step.get("prepend_scheme") == "first"
+            step["prepend_scheme"] = "never"
+        elif step["type"] == "ByteLevel":
+            step["add_prefix_space"] = False
+        return step
+
+    for part in ("normalizer", "pre_tokenizer"):
+        changed[part] = changes(changed.get(part))
+    if changed == definition:
+        return None, False
+    backend = Backend.from_str(json.dumps(changed, ensure_ascii=False))
+    backend.encode_special_tokens = True
+    return backend, first_only
 
 
 def _writable(text: str) -> str:
