@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from leveret.data.shards import TokenStore, is_validation
 from leveret.errors import UserError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
-from leveret.posttraining.packing import as_messages, write_examples_as_shards
+from leveret.posttraining.lengths import as_messages
+from leveret.posttraining.packing import write_examples_as_shards
 from leveret.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from leveret.tokenizer.template import render
 from leveret.training.objective import NextToken
@@ -120,7 +122,9 @@ def test_every_example_is_there_once(tmp_path: Path, tokenizer: Tokenizer, room:
 def test_examples_that_are_too_long_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
     lengths = sorted(len(render(tokenizer, as_messages(e)).ids) for e in EXAMPLES)
     counts = pack(tmp_path, tokenizer, length=lengths[-3])
-    assert counts["too_long"] == 2  # an example of exactly sequence_length is not too long
+    assert counts["too_long"] == counts["left_out"] == 2  # an example of exactly sequence_length is not too long
+    assert counts["truncated"] == 0
+    assert counts["lengths"] == {"median": lengths[3], "p90": lengths[-1], "p99": lengths[-1], "longest": lengths[-1]}
     assert counts["train"]["examples"] == len(EXAMPLES) - 2
     manifest = json.loads((tmp_path / "shards" / "manifest.json").read_text())
     assert manifest["examples"] == counts
@@ -150,6 +154,29 @@ def test_the_split_is_by_the_instruction(tmp_path: Path, tokenizer: Tokenizer) -
         }
         assert said == wanted
         assert counts[split]["examples"] == 2 * len(wanted)
+
+
+def test_variants_of_a_question_are_on_the_same_side(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    wordings = ("list folder {}", "List  folder {}.", "LIST FOLDER {}!")
+    examples = [one_turn(wording.format(n), "ls") for n in range(40) for wording in wordings]
+    counts = pack(tmp_path, tokenizer, examples, fraction=0.3)
+    assert 0 < counts["validation"]["examples"] < 120
+    assert counts["validation"]["examples"] % 3 == 0 == counts["train"]["examples"] % 3
+    assert counts["near_validation"] == 0
+
+
+def test_near_duplicates_of_what_is_validated_on_are_not_trained_on(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    asked = [f"copy alpha{n} beta{n} gamma{n} delta{n} to the disk" for n in range(40)]
+    wordings = [one_turn(text, f"cp {n}") for n, text in enumerate(asked)]
+    again = [one_turn(f"please {text} now", f"cp {n}") for n, text in enumerate(asked)]
+    others = [one_turn(f"please {text} now", f"mv {n}") for n, text in enumerate(asked)]
+    counts = pack(tmp_path, tokenizer, wordings + again + others, fraction=0.3)
+    on_the_other_side = {
+        n for n, (a, b) in enumerate(zip(wordings, again, strict=True))
+        if is_validation(a.instruction, 0.3) != is_validation(b.instruction, 0.3)
+    }  # fmt: skip
+    assert counts["near_validation"] == len(on_the_other_side) > 5
+    assert counts["train"]["examples"] + counts["validation"]["examples"] == 120 - len(on_the_other_side)
 
 
 def test_the_same_examples_make_the_same_rows(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -211,11 +238,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "rope": {"num_key_value_heads": 1},
     "learned": {"position": "learned", "residual": "parallel-shared-norm"},
     "sliding window": {"sliding_window": 7, "qk_norm": True, "residual": "parallel"},
+    "no positions": {"position": "none", "logit_softcap": 5.0, "tie_word_embeddings": True},
 }
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_packed_rows_teach_what_their_examples_teach(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
+def tiny_decoder(tokenizer: Tokenizer, name: str) -> Decoder:
     base = {
         "vocab_size": tokenizer.vocab_size,
         "hidden_size": 16,
@@ -229,12 +256,52 @@ def test_packed_rows_teach_what_their_examples_teach(tmp_path: Path, tokenizer: 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)  # far enough from even odds that attention matters
+    return model
+
+
+def assert_equal_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """To 1e-5 of the largest, where that is more than one: of a few targets and weights like these it may be 30."""
+    assert found.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        scale = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(found[parameter], gradient, atol=1e-5 * scale, rtol=1e-5, msg=parameter)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_packed_rows_teach_what_their_examples_teach(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
+    model = tiny_decoder(tokenizer, name)
     counts = pack(tmp_path, tokenizer)
     assert counts["train"]["rows"] <= len(EXAMPLES) / 2
     packed_loss, packed = gradients(model, read(tmp_path, rows=2))
     loss, single = gradients(model, [alone(example, tokenizer) for example in EXAMPLES])
     assert packed_loss == pytest.approx(loss, abs=1e-5)
-    assert packed.keys() == single.keys()
+    assert_equal_gradients(packed, single)
     for parameter, gradient in single.items():
-        torch.testing.assert_close(packed[parameter], gradient, atol=1e-5, rtol=1e-5, msg=parameter)
         assert gradient.abs().max() > 1e-3, parameter
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_each_example_of_a_packed_row_has_the_loss_it_has_alone(
+    tmp_path: Path, tokenizer: Tokenizer, name: str
+) -> None:
+    """One by one, so that no error of one is made up for by another; the dialogue of several turns among them."""
+    model = tiny_decoder(tokenizer, name)
+    pack(tmp_path, tokenizer)
+    (batch,) = read(tmp_path)
+    assert batch.documents is not None
+    left = {tuple(render(tokenizer, as_messages(example)).ids): example for example in EXAMPLES}
+    for row, documents in enumerate(batch.documents):
+        for number in range(int(documents.max()) + 1):
+            here = documents == number
+            said = tuple(batch.inputs[row][here].tolist())  # at a full row's end, all but the last token
+            ids = next((ids for ids in left if ids[: len(said)] == said), None)
+            if ids is None:
+                assert set(said) == {0}, "what is no example is filling"
+                continue
+            targets = torch.full_like(batch.targets, IGNORED)
+            targets[row][here] = batch.targets[row][here]
+            loss, found = gradients(model, [replace(batch, targets=targets)])
+            single_loss, single = gradients(model, [alone(left.pop(ids), tokenizer)])
+            assert loss == pytest.approx(single_loss, abs=1e-5)
+            assert_equal_gradients(found, single)
+    assert not left

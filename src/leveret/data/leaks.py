@@ -87,6 +87,14 @@ def find_leaks(train: Sequence[Example], heldout: Sequence[Example]) -> list[Lea
     return leaks
 
 
+def leaking(train: Sequence[Example], heldout: Sequence[Example]) -> dict[int, Kind]:
+    """The training examples, by number, that are held-out examples, each with the gravest way in which it is one.
+
+    Without these `find_leaks` finds nothing: its three ways are the same seen from either side.
+    """
+    return {leak.heldout: leak.kind for leak in find_leaks(heldout, train)}
+
+
 def find_leaks_in_text(heldout: Sequence[Example], documents: Iterable[Document]) -> list[Leak]:
     """Held-out examples whose instruction and response both stand in one document; `train` is its number.
 
