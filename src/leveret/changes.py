@@ -23,7 +23,7 @@ HARMLESS = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep
 """Keys of training that change no weight; the guard's change none as long as nothing goes wrong."""
 LAST_BITS = {"micro_batch_size", "compile", "loss_kernel", "gradient_checkpointing", "deterministic", "parallel"}
 """Keys that cut or compute the same steps otherwise."""
-LENGTH = {"steps", "tokens", "epochs"}
+LENGTH = {"steps", "tokens", "epochs", "patience"}
 """Keys that say how long training is."""
 
 CONTENT = {"examples"}

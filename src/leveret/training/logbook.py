@@ -20,7 +20,7 @@ from leveret.hardware.memory import peak_memory
 from leveret.hardware.peak import peak_flops
 from leveret.model.counts import flops_per_token
 from leveret.training.meter import Clock, Ledger, Meter
-from leveret.training.metrics import NOWHERE, Lines, MetricsLog, read_metrics
+from leveret.training.metrics import NOWHERE, Lines, MetricsLog, Row, read_metrics
 from leveret.training.parallel import RankLost
 from leveret.training.plots import Painter
 from leveret.training.power import Power
@@ -124,6 +124,23 @@ class Logbook:
         if self.main:
             self.painter.update()
 
+    def stopped_early(self) -> None:
+        """The stage ends before its last step."""
+        step, best = self.progress.step, self._best()
+        self.event("stopped-early", step, best=best["step"])
+        self.say(
+            f"stopped early at step {step} of {self.total}: {self.trainer.config.patience} validations in a row were "
+            f"no better than that of step {best['step']}, {best['validation_loss']:.4f}"
+        )
+
+    def _validations(self) -> list[Row]:
+        return [row for row in read_metrics(self.trainer.folder) if row.get("validation_loss") is not None]
+
+    def _best(self) -> Row:
+        """The row of the best validation; without any, a row that says None."""
+        none: Row = {"step": None, "validation_loss": None}
+        return min(self._validations(), key=lambda row: row["validation_loss"], default=none)
+
     def _left(self, done: int) -> str:
         """The time that is left, in words; empty before there is anything to go on."""
         config, total = self.trainer.config, self.total
@@ -166,17 +183,19 @@ class Logbook:
     def summary(self) -> dict[str, Any]:
         """The figures of the finished stage. seconds, energy and cost are of all that was ever spent on it, energy
         over as many seconds as it was counted in."""
-        trainer, seconds = self.trainer, self.meter.seconds
-        tokens = self.total * trainer.config.batch_size * trainer.batches.length
+        trainer, seconds, steps = self.trainer, self.meter.seconds, self.progress.step
+        tokens = steps * trainer.config.batch_size * trainer.batches.length
         peak, peak_source = peak_flops(trainer.device, trainer.dtype)
         self._energy()
         spent = self.ledger.facts(self._joules())
-        validations = [row for row in read_metrics(trainer.folder) if row.get("validation_loss") is not None]
+        validations, best = self._validations(), self._best()
         return {
             "format_version": 1,
-            "steps": self.total,
+            "steps": steps,
+            "planned_steps": self.total,
+            "stopped_early": steps < self.total,
             "tokens": tokens,
-            "epochs": self.total / trainer.batches.steps_per_epoch,
+            "epochs": steps / trainer.batches.steps_per_epoch,
             "train_seconds": round(seconds, 3),
             "seconds": spent["seconds"],
             "tokens_per_second": round(tokens / seconds, 1),
@@ -193,7 +212,8 @@ class Logbook:
             "energy_source": self.power.source,
             "cost": spent["cost"],
             "final_validation_loss": validations[-1]["validation_loss"] if validations else None,
-            "best_validation_loss": min((row["validation_loss"] for row in validations), default=None),
+            "best_validation_loss": best["validation_loss"],
+            "best_step": best["step"],
         }
 
 

@@ -26,6 +26,7 @@ from leveret.data.batches import Batch, Batches
 from leveret.errors import UserError
 from leveret.hardware.device import pick_dtype
 from leveret.model.decoder import Decoder
+from leveret.model.lora import merged
 from leveret.training.checkpoint import Checkpoint, find_checkpoint
 from leveret.training.config import TrainingConfig
 from leveret.training.dry_run import memory_told, settle
@@ -54,6 +55,7 @@ from leveret.training.schedule import learning_rate
 from leveret.training.sharded import gathered, is_sharded, load_weights, whole
 from leveret.training.signals import Interrupted, Leaving, Signals
 from leveret.training.skipping import step_if
+from leveret.training.stopping import worn_out
 
 
 @dataclass
@@ -155,8 +157,10 @@ def train(trainer: Trainer) -> dict[str, Any]:
     Raises:
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; everything is saved.
         UserError: numbers went wrong again and again, the data is damaged, the memory or the disk is too small, nothing
-            can be saved, or another process trains here.
+            can be saved, another process trains here, or early stopping has nothing to validate on.
     """
+    if trainer.config.patience is not None and trainer.validation is None:
+        raise UserError(f"{trainer.label}.patience needs held-out data; set its validation_fraction higher")
     total = trainer.config.total_steps(len(trainer.batches.split.windows), trainer.batches.length)
     with Signals() as signals, Saver(trainer, total) as saver, trainer.group.losses_named():
         optimizer = set_up(trainer)
@@ -175,7 +179,7 @@ def train(trainer: Trainer) -> dict[str, Any]:
                 missed = not book.metrics.validated(progress.step) and _due(trainer, "eval", progress.step, total)
                 if trainer.group.agree(int(missed)):
                     _validate(trainer, progress.step, signals, book)
-            while not signals.agreed(trainer.group):
+            while not signals.agreed(trainer.group) and not _worn_out(trainer, progress, book):
                 try:
                     _take_steps(trainer, optimizer, guard, progress, total, signals, saver, book)
                     break
@@ -184,7 +188,10 @@ def train(trainer: Trainer) -> dict[str, Any]:
                     _roll_back(trainer, optimizer, guard, progress, wanted.first, book)
             if signal := signals.agreed(trainer.group):  # even in the last step: what comes after it is not done
                 raise Interrupted(signal, progress.step)
-            return book.summary()
+            if progress.step < total:
+                book.stopped_early()
+            summary = book.summary()
+        return summary | {"model_step": saver.settle(book)}
 
 
 def _take_steps(
@@ -197,7 +204,7 @@ def _take_steps(
     saver: Saver,
     book: Logbook,
 ) -> None:
-    """Every step from where progress is, until the end or a signal.
+    """Every step from where progress is, until the end, an early one, or a signal.
 
     Raises:
         RollBack: they have led nowhere.
@@ -237,11 +244,20 @@ def _take_steps(
             if (owed and not progress.bad_in_a_row) or last is not None:
                 _save(trainer, optimizer, guard, progress, saver, book, last)
                 owed = False
-            if not stop and _due(trainer, "eval", done, total) and not _validate(trainer, done, signals, book):
-                stop = True
-                _save(trainer, optimizer, guard, progress, saver, book, signals)
+            if not stop and _due(trainer, "eval", done, total):
+                stop = not _validate(trainer, done, signals, book) or _worn_out(trainer, progress, book)
+                if stop:
+                    _save(trainer, optimizer, guard, progress, saver, book, signals)
             if stop:
                 return
+
+
+def _worn_out(trainer: Trainer, progress: Progress, book: Logbook) -> bool:
+    """Whether early stopping ends the stage here: it follows from the validations told of so far, on every rank."""
+    if (patience := trainer.config.patience) is None:
+        return False
+    losses = {step: loss for step, loss in book.metrics.losses.items() if step <= progress.step}
+    return bool(trainer.group.agree(int(worn_out(losses, patience))))
 
 
 def _make(trainer: Trainer, step: int) -> list[Batch]:
@@ -336,7 +352,7 @@ def _resume(trainer: Trainer, optimizer: torch.optim.Optimizer) -> dict[str, Any
 
 def _load(trainer: Trainer, optimizer: torch.optim.Optimizer, found: Checkpoint) -> None:
     """Weights, optimizer, scaler and random states as they were."""
-    load_weights(trainer.model, found.weights(trainer.model.config))
+    load_weights(trainer.model, found.unmerged(trainer.model.config))
     load_optimizer_state(trainer.model, optimizer, found.optimizer())
     if scaler := found.state.get("scaler"):
         trainer.scaler.load_state_dict(scaler)
@@ -387,7 +403,8 @@ def _validate(trainer: Trainer, step: int, signals: Signals, book: Logbook) -> b
         if trainer.probe is not None:
             model = gathered(trainer.model)
             if group.main:
-                found |= trainer.probe(step, model)
+                with merged(model):
+                    found |= trainer.probe(step, model)
         book.validation(step, found)
         return True
     return False

@@ -31,6 +31,7 @@ from leveret.training.checkpoint import (
     MARGIN,
     Snapshot,
     find_checkpoint,
+    go_back_to_best,
     prune,
     steps_on_disk,
     tidy,
@@ -150,6 +151,14 @@ class Saver:
             self.flight = self.thread.submit(self._attempt, self._copied(snapshot), losses)
         else:
             self._take_in(self._attempt(snapshot, losses), book)
+
+    def settle(self, book: Logbook) -> int:
+        """After the last save: under early stopping the best validated checkpoint becomes the newest, which is what a
+        stage's model is. The step of that."""
+        best = None
+        if self.main and self.trainer.config.patience is not None:
+            best = go_back_to_best(self.folder, book.metrics.losses)
+        return book.progress.step if best is None else best
 
     def wait(self, book: Logbook) -> None:
         """Until no save is being written."""
@@ -285,9 +294,10 @@ class Saver:
             return {name: self._copy(f"{part}/{name}", tensor) for name, tensor in tensors.items()}
 
         weights, moments = copies("weights", snapshot.weights), copies("optimizer", snapshot.optimizer)
+        adapters = copies("adapters", snapshot.adapters)
         if self.trainer.device.type == "cuda":
             torch.cuda.current_stream(self.trainer.device).synchronize()
-        return replace(snapshot, weights=weights, optimizer=moments)
+        return replace(snapshot, weights=weights, optimizer=moments, adapters=adapters)
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         """Into a buffer that every save uses again: to pin memory takes long."""
@@ -299,8 +309,8 @@ class Saver:
 
 def space_needed(model: ModelConfig, config: TrainingConfig, total: int) -> int:
     """Bytes that a stage of so many steps takes at its fullest: the checkpoints kept, the best, one being written, and
-    what is told of it all."""
-    each = 4 * count_parameters(model).total + optimizer_bytes(model, config.optimizer) + MARGIN
+    what is told of it all. Frozen weights are counted with each, since not every disk knows links."""
+    each = 4 * count_parameters(model).total + optimizer_bytes(model, config) + MARGIN
     saves = -(-total // config.every("checkpoint", total))
     rows = total // config.log_every
     return each * min(saves, config.keep_last + 2) + METRICS_BYTES + ROW_BYTES * rows
