@@ -61,7 +61,7 @@ def measure(work: Path, arguments: argparse.Namespace, name: str, store: TokenSt
     training, finals = recipe.pretrain, []
     job = Job("leveret", training.compile is not False, recipe.model.with_vocabulary(store.manifest["vocab_size"]),
               training.batch_size, store.folder, str(arguments.device), training)  # fmt: skip
-    steps = int(arguments.tokens / (job.rows * recipe.sequence_length))
+    steps = int(arguments.tokens / (job.rows * recipe.row_length()))
     for seed in range(arguments.seeds):
         run = f"{name.replace(' ', '-')}-{steps}-{seed}"
         curve = kept(work, run, partial(train_ours, job, steps, seed, work / run))

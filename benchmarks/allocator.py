@@ -28,7 +28,7 @@ recipe, _ = load_recipe("quickstart")
 config = recipe.model.with_vocabulary(recipe.tokenizer.vocab_size)
 model, objective = Decoder(config), NextToken()
 optimizer = make_optimizer(model, recipe.pretrain.optimizer, torch.bfloat16)
-ids = torch.randint(0, config.vocabulary, (recipe.pretrain.batch_size, recipe.sequence_length + 1))
+ids = torch.randint(0, config.vocabulary, (recipe.pretrain.batch_size, recipe.row_length() + 1))
 batch, times = Batch(ids[:, :-1], ids[:, 1:]), []
 for _ in range(12):
     start = time.perf_counter()

@@ -189,7 +189,7 @@ def race_to_loss(work: Path, arguments: argparse.Namespace, setting: Setting) ->
     vocabulary = store.manifest["vocab_size"]
     ours = Job("leveret", recipe.pretrain.compile is not False, recipe.model.with_vocabulary(vocabulary),
                recipe.pretrain.batch_size, store.folder, str(arguments.device), recipe.pretrain)  # fmt: skip
-    shape = {**setting.peer, "vocab_size": vocabulary, "max_position_embeddings": recipe.sequence_length}
+    shape = {**setting.peer, "vocab_size": vocabulary, "max_position_embeddings": recipe.row_length()}
     if arguments.quick:
         shape |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     theirs = Job("plain GPT-2", ours.compiled, ModelConfig(**shape, intermediate_size=4 * shape["hidden_size"]),

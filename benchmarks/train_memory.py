@@ -56,7 +56,7 @@ class PlainLoss(NextToken):
 def shape(name: str, quick: bool, **changes: Any) -> tuple[ModelConfig, TrainingConfig, int]:
     """Model, training and row length of a recipe; quick: two narrow layers, and short rows."""
     recipe, _ = load_recipe(name)
-    model, length = expected_model(recipe), recipe.sequence_length
+    model, length = expected_model(recipe), recipe.row_length()
     training = {"micro_batch_size": "auto", "precision": "auto", "compile": False} | changes
     if quick:
         small = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}

@@ -157,6 +157,23 @@ def test_documents_and_pairs_say_the_same() -> None:
         assert int(a) + int(b) == int(right)
 
 
+def test_working_is_shown_where_there_is_any() -> None:
+    options = ArithmeticOptions(operations=("*", "+"), forms=("symbolic",), max_digits=3, count=2000, working=True)
+    plain = dict(as_pairs(options.model_copy(update={"working": False})))
+    worked = dict(as_pairs(options))
+    assert list(worked) == list(plain)
+    for prompt, text in worked.items():
+        *work, answer = text.split(" = ")
+        assert answer == plain[prompt]
+        a, operation, b, _ = prompt.split()
+        parts = sum(digit != "0" for digit in b)
+        assert len(work) == (operation == "*" and len(a) > 1 and parts > 1)
+        if work:
+            addends = [int(part) for part in work[0].split(" + ")]
+            assert sum(addends) == int(answer) and len(addends) == parts
+            assert all(addend % int(a) == 0 for addend in addends)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"min_digits": 3, "max_digits": 2}, {"operations": []}, {"operations": ["^"]}, {"heldout_fraction": 0}]
 )

@@ -12,7 +12,7 @@ from leveret.tokenizer import SpecialRoles, Tokenizer, render
 from leveret.tokenizer.template import template_names, template_text
 
 KINDS = [*TRAINED, "sentencepiece-model"]
-PAIRS = list(itertools.product(["chatml", "command", "llama3", "parchment", "smallm"], KINDS))
+PAIRS = list(itertools.product(["chatml", "command", "lines", "llama3", "parchment", "smallm"], KINDS))
 CONVERSATIONS = [
     [("user", "list all files"), ("assistant", "ls -la")],
     [("system", "Be brief."), ("user", "  naïve 文件 👩‍👩‍👧 \r\n\ttabs\n"), ("assistant", "echo 'é' | tr '\\n' ' '")],
@@ -36,7 +36,7 @@ def learnt(tokenizer: Tokenizer, turns: list[tuple[str, str]]) -> str:
 
 
 def test_the_shipped_templates_are_these() -> None:
-    assert template_names() == ["chatml", "command", "llama3", "parchment", "smallm"]
+    assert template_names() == ["chatml", "command", "lines", "llama3", "parchment", "smallm"]
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)

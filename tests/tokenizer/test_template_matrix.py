@@ -110,6 +110,7 @@ def pieces(name: str, turns: Turns, eos: str) -> Iterator[tuple[str, bool]]:
         learnt = role == "assistant"
         before, answer, behind = {
             "parchment": (f"{role}\n", f"{said}<eos>", "\n"),
+            "lines": ("", f"{said}<eos>" if learnt else said, "\n"),
             "chatml": (f"<|im_start|>{role}\n", f"{said}<|im_end|>", "\n"),
             "llama3": (f"<|start_header_id|>{role}<|end_header_id|>\n\n", f"{said}<|eot_id|>", ""),
             "smallm": {

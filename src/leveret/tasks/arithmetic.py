@@ -88,6 +88,8 @@ class ArithmeticOptions(Config):
     """Training problems or held-out ones."""
     heldout_fraction: float = Field(0.1, ge=0.001, le=0.5)
     """Share of the pairs that is held out, from 0.001 to 0.5. Both splits must be made with the same share."""
+    working: bool = False
+    """Answer a product of numbers of several digits with its partial products: `3760 + 141 = 3901` to `47 * 83 =`."""
     seed: int = 0
     """Seed of the order. Which pairs are held out does not depend on it."""
 
@@ -111,6 +113,15 @@ class Problem:
     operation: Operation
     digits: int
     operands: tuple[int, int]
+
+    @property
+    def worked(self) -> str:
+        """The answer after the partial products of the second number's digits, where there is more than one."""
+        a, b = self.operands
+        places = [a * int(digit) * 10**power for power, digit in enumerate(reversed(str(b))) if digit != "0"]
+        if self.operation != "*" or len(places) < 2 or a < 10:
+            return self.answer
+        return f"{' + '.join(map(str, reversed(places)))} = {self.answer}"
 
 
 def is_held_out(a: int, b: int, fraction: float) -> bool:
@@ -141,7 +152,7 @@ def as_documents(options: ArithmeticOptions) -> Iterator[str]:
 
 def as_pairs(options: ArithmeticOptions) -> Iterator[tuple[str, str]]:
     """The problems as (prompt, answer), for fine-tuning and evaluation."""
-    return ((problem.prompt, problem.answer) for problem in problems(options))
+    return ((each.prompt, each.worked if options.working else each.answer) for each in problems(options))
 
 
 def as_preferences(options: ArithmeticOptions) -> Iterator[tuple[str, str, str]]:

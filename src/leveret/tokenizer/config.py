@@ -36,7 +36,7 @@ class TokenizerConfig(Config):
     unk_token: str | None = None
     """The token for what has no other; sentencepiece-* need one to exist, though bytes take its place."""
     template: str | None = None
-    """Name of a chat template: command, parchment, chatml, llama3 or smallm."""
+    """Name of a chat template: command, parchment, chatml, lines, llama3 or smallm."""
     sample_bytes: int = Field(default=100_000_000, gt=0)
     """Trained kinds: how much text is read for training, in bytes of UTF-8."""
 
