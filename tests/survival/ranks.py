@@ -20,7 +20,9 @@ from torch import Tensor
 
 from leveret.data.batches import Batch, Batches
 from leveret.data.shards import TokenStore
+from leveret.model.config import LoraConfig
 from leveret.model.decoder import Decoder
+from leveret.model.lora import add_lora
 from leveret.model.weights import tied
 from leveret.training import pulse
 from leveret.training.loop import Trainer, set_up, train, train_step
@@ -166,6 +168,14 @@ def trainings(group: Group, store: Path, several: list[tuple[Path, Settings]], s
         except Interrupted as error:
             ended = str(error)
     return ended
+
+
+def adapted(group: Group, store: Path, folder: Path, changes: Settings) -> None:
+    """A whole training of adapters."""
+    unpainted(pytest.MonkeyPatch())
+    model = decoder()
+    add_lora(model, LoraConfig(rank=4), seed=3)
+    train(trainer_of(group, store, folder, changes, model=model))
 
 
 def shards(group: Group, store: Path, folder: Path, kind: str) -> list[str]:

@@ -130,6 +130,14 @@ def test_a_training_moves_between_1_2_and_4_ranks(tmp_path: Path, store: Path, o
     assert last.state["ranks"] == 4
 
 
+def test_adapters_are_those_of_one_process(tmp_path: Path, store: Path) -> None:
+    ranks.adapted(ALONE, store, tmp_path / "one", settings_of())
+    together(2, ranks.adapted, store, tmp_path / "two", settings_of(parallel={"kind": "auto"}))
+    assert np.allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-5)
+    ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+
+
 @pytest.mark.parametrize("kind", [pytest.param("adamw", marks=pytest.mark.long), "muon"])
 def test_shares_are_kept_to_the_bit_in_safetensors_alone(tmp_path: Path, store: Path, kind: str) -> None:
     assert together(2, ranks.shards, store, tmp_path, kind) == [[], []]

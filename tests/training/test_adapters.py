@@ -1,6 +1,5 @@
 """Training adapters: what is learnt, saved and gone on with; several ranks; what it takes."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def test_stopped_and_gone_on_with_it_ends_with_the_same_bits(kind: str, tmp_path
 def test_checkpoints_share_the_frozen_weights_and_each_is_whole(whole: Path, tmp_path: Path) -> None:
     folders = [whole / "checkpoints" / f"step-{step:08d}" for step in steps_on_disk(whole / "checkpoints")]
     assert len(folders) == 3
-    assert len({os.stat(folder / "model.safetensors").st_ino for folder in folders}) == 1
+    assert len({(folder / "model.safetensors").stat().st_ino for folder in folders}) == 1
     assert len({open_checkpoint(folder).weights_sha256 for folder in folders}) == 3
     names = load_file(folders[0] / "adapter_model.safetensors")
     assert "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight" in names
