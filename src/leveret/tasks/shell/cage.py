@@ -1,12 +1,12 @@
 """The inside of the sandbox: a program of its own (`python -I -S cage.py`), out of the standard library alone.
 
-    stdin: {"seconds", "jobs"} --> new namespaces --> a small read-only root --> each job in a fresh folder --> stdout
+    stdin: seconds, places, jobs --> new namespaces --> a small read-only root --> each job in a fresh folder --> stdout
 
 What holds a command, one thing after the other:
 
     nobody's rights       started by root, the program becomes `nobody` before all else; commands have no capability
     user namespace        and may make no other
-    mount namespace       a root of /usr, /bin, /lib* and little of /etc, all read-only; a tmpfs, /work, is not
+    mount namespace       a root of /usr, /bin, /lib* and little of /etc, all read-only, but for one folder in memory
     network namespace     empty: not even a loopback that is up
     process namespace     this program is its process 1: nothing outside can be seen or signalled, and when a job is
                           over, all that it started is killed
@@ -46,11 +46,13 @@ SHOWN = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 SETTINGS = ("alternatives", "ld.so.cache")
 """Of /etc."""
 DEVICES = ("null", "zero", "full", "random", "urandom")
-WORK = "/work"
+THROWAWAY = "/throwaway"
+"""A file system in memory, new for each job: the folder that it works in, and some places of the root."""
+WORK = f"{THROWAWAY}/work"
 
 MEGABYTE = 2**20
 FOLDER_BYTES, FOLDER_FILES = 16 * MEGABYTE, 512
-OUTPUT_BYTES = 64 * 1024
+OUTPUT_BYTES = 256 * 1024
 LIMITS = {
     resource.RLIMIT_AS: 512 * MEGABYTE,
     resource.RLIMIT_FSIZE: 4 * MEGABYTE,
@@ -105,14 +107,16 @@ def enter() -> None:
         signal.signal(number, signal.SIG_DFL)  # which process 1 does not heed from within
 
 
-def build_root() -> None:
+def build_root(places: list[str]) -> None:
     """A root of its own in memory, with what commands need of the machine's, read-only."""
     root = "/tmp"
     mount("none", "/", None, REC | PRIVATE)
     mount("tmpfs", root, "tmpfs", NOSUID, "size=1m,mode=755")
     os.chdir(root)
-    for name in ("etc", "dev", "proc", "tmp", WORK[1:]):
+    for name in ("etc", "dev", "proc", THROWAWAY[1:]):
         Path(name).mkdir()
+    for name in places:
+        Path(name).symlink_to(f"{THROWAWAY}/{name}")
     for name in SHOWN:
         if (shown := Path("/", name)).is_symlink():
             Path(name).symlink_to(shown.readlink())
@@ -155,38 +159,44 @@ def show(source: Path) -> None:
 # --- one job -------------------------------------------------------------------------------------------------
 
 
-def do(command: str, files: dict[str, str | None], seconds: float) -> dict[str, Any]:
-    """Runs a command in a folder of these files (None: a folder).
+def do(command: str, files: dict[str, str | None], places: list[str], seconds: float) -> dict[str, Any]:
+    """Runs a command with these files there (None: a folder), relative ones in its folder.
 
     Returns:
         status: its exit code, negative after a signal; None where it went over the time or the output. output: what it
-        wrote to stdout. tree: what the folder holds then; None where that cannot be read.
+        wrote to stdout. tree: what is there then; None where that cannot be read.
     """
     options = f"size={FOLDER_BYTES},nr_inodes={FOLDER_FILES},mode=755,uid={INSIDE},gid={INSIDE}"
-    mount("tmpfs", WORK, "tmpfs", NOSUID | NODEV, options)
+    mount("tmpfs", THROWAWAY, "tmpfs", NOSUID | NODEV, options)
     try:
-        lay_out(files)
+        made = lay_out(files, places)
         begun = int(time.time())
         status, output = attempt(command, seconds)
         try:
-            tree = dict(described("", begun))
+            tree = {path: facts for folder in made for path, facts in described(folder, begun)}
         except (OSError, RecursionError):
             tree = None
         return {"status": status, "output": output.decode("utf-8", "backslashreplace"), "tree": tree}
     finally:
-        check(libc.umount2(WORK.encode(), DETACH), "umount the folder")
+        check(libc.umount2(THROWAWAY.encode(), DETACH), "umount")
 
 
-def lay_out(files: dict[str, str | None]) -> None:
-    made = {Path(WORK)}
+def lay_out(files: dict[str, str | None], places: list[str]) -> list[Path]:
+    """Makes the folders that a job has of its own, which are returned, and its files."""
+    folders = [Path(WORK), *(Path(THROWAWAY, place) for place in places)]
+    made = set(folders)
+    for folder in folders:
+        folder.mkdir()
     for name, content in files.items():
-        path = Path(WORK, name)
+        path = Path(THROWAWAY, name[1:]) if name.startswith("/") else Path(WORK, name)
         (path if content is None else path.parent).mkdir(parents=True, exist_ok=True)
         if content is not None:
             path.write_text(content, "utf-8")
-        made |= {each for each in (path, *path.parents) if each.is_relative_to(WORK)}
+            path.chmod(0o640)  # so that the usual modes are a change
+        made |= {each for each in (path, *path.parents) if each.is_relative_to(THROWAWAY)}
     for path in made:
         os.utime(path, (WRITTEN_AT, WRITTEN_AT))
+    return folders
 
 
 def attempt(command: str, seconds: float) -> tuple[int | None, bytes]:
@@ -260,40 +270,41 @@ def kill_all(child: int) -> int:
         status = found if pid == child else status
 
 
-def described(folder: str, begun: int) -> Iterator[tuple[str, list[Any]]]:
+def described(folder: Path, begun: int) -> Iterator[tuple[str, list[Any]]]:
     """(path, [kind, mode, what it holds, time]) of everything in the folder. What was changed by the command has no
     time, unless the command itself has set one."""
     budget = 4 * FOLDER_BYTES
-    with os.scandir(f"{WORK}/{folder}") as entries:
+    with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
-        path, facts = f"{folder}{entry.name}", entry.stat(follow_symlinks=False)
+        path, facts = Path(entry.path), entry.stat(follow_symlinks=False)
+        name = str(path.relative_to(WORK)) if path.is_relative_to(WORK) else f"/{path.relative_to(THROWAWAY)}"
         when = None if begun - 1 <= facts.st_mtime <= time.time() + 1 else int(facts.st_mtime)
         mode = stat.S_IMODE(facts.st_mode)
         if stat.S_ISLNK(facts.st_mode):
-            yield path, ["link", 0, str(Path(entry.path).readlink()), None]
+            yield name, ["link", 0, str(path.readlink()), None]
         elif stat.S_ISDIR(facts.st_mode):
-            yield path, ["folder", mode, "", None]
-            yield from described(f"{path}/", begun)
+            yield name, ["folder", mode, "", None]
+            yield from described(path, begun)
         elif stat.S_ISREG(facts.st_mode):
             budget -= facts.st_size
             if budget < 0:
                 raise OSError("too much to read")
-            yield path, ["file", mode, hashlib.sha256(Path(entry.path).read_bytes()).hexdigest(), when]
+            yield name, ["file", mode, hashlib.sha256(path.read_bytes()).hexdigest(), when]
         else:
-            yield path, ["other", mode, "", None]
+            yield name, ["other", mode, "", None]
 
 
 def main() -> int:
     asked = json.load(sys.stdin)
     try:
         enter()
-        build_root()
+        build_root(asked["places"])
     except OSError as error:
         print(error, file=sys.stderr)
         return 3
     for job in asked["jobs"]:
-        result = do(job["command"], job["files"], asked["seconds"])
+        result = do(job["command"], job["files"], asked["places"], asked["seconds"])
         sys.stdout.write(json.dumps(result) + "\n")
         sys.stdout.flush()
     return 0

@@ -17,19 +17,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-SECONDS = 1.0
+SECONDS = 2.0
 """How long a command may run."""
 START_SECONDS = 10.0
 """How long the sandbox itself may take, besides its commands."""
 CAGE = Path(__file__).with_name("cage.py")
+PLACES = ("backup", "data", "home", "media", "mnt", "opt", "srv", "tmp", "var")
+"""Folders of the root that each job has of its own, too."""
 
 Files = Mapping[str, str | None]
-"""Contents by path in the folder; None is a folder."""
+"""Contents by path; None is a folder. Paths are relative to the folder that a command works in, or begin with a slash
+and one of PLACES."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A command and the files of the folder that it runs in."""
+    """A command and the files that it finds."""
 
     command: str
     files: Files = field(default_factory=dict)
@@ -40,8 +43,8 @@ class Outcome:
     """What came of a command.
 
     status: its exit code, negative after a signal; None where it was ended for taking too long or saying too much.
-    output: the first 64 KiB of its stdout. tree: what the folder held then, [kind, mode, content's hash or target,
-    time] by path; None where that could not be read.
+    output: the first 256 KiB of its stdout. tree: what was there then, [kind, mode, content's hash or target, time] by
+    path as in Files; None where that could not be read.
     """
 
     status: int | None
@@ -63,7 +66,8 @@ def run(jobs: Sequence[Job], seconds: float = SECONDS) -> list[Outcome]:
 
 def _start(jobs: Sequence[Job], seconds: float) -> list[Outcome]:
     """The outcomes up to one that ended the sandbox itself, such as by using up the machine's memory."""
-    asked = {"seconds": seconds, "jobs": [{"command": job.command, "files": dict(job.files)} for job in jobs]}
+    commands = [{"command": job.command, "files": dict(job.files)} for job in jobs]
+    asked = {"seconds": seconds, "places": PLACES, "jobs": commands}
     cage = subprocess.Popen(
         [sys.executable, "-I", "-S", str(CAGE)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={}, cwd="/", start_new_session=True,
@@ -92,7 +96,7 @@ def lack() -> str | None:
     if sys.platform != "linux":
         return "the sandbox needs Linux"
     try:
-        held, free = run([Job("touch /made || touch /usr/made || touch /tmp/made"), Job("echo made | cat > made; ls")])
+        held, free = run([Job("touch /made || touch /usr/made || touch /etc/made"), Job("echo made | cat > made; ls")])
     except OSError as error:
         return f"this machine allows no sandbox ({error})"
     if held.status == 0 or free.output != "made\n":
