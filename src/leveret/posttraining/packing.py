@@ -66,7 +66,7 @@ def write_rows(
     facts: dict[str, Any],
     counts: dict[str, Any],
 ) -> dict[str, Any]:
-    """Packs groups of documents into rows of at most length + 1 tokens and writes them; rows hold groups whole, in order.
+    """Packs groups of documents into rows of at most length + 1 tokens, a group whole in one row, and writes them.
 
     Returns:
         `counts` and what each split has: examples (groups), rows, the share of their places that is filled, and learnt

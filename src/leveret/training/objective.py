@@ -28,6 +28,20 @@ class Objective(Protocol):
         ...
 
 
+def final_states(model: Decoder, batch: Batch) -> Tensor:
+    """The final hidden states of every position, [B * T, C]; documents that are told apart see only themselves."""
+    masks = None
+    if batch.documents is not None and batch.positions is not None:
+        masks = training_masks(model.config, batch.positions, batch.documents)
+    return model.hidden(batch.inputs, batch.positions, masks).flatten(0, 1)
+
+
+def learnt_from(batch: Batch, *every: Tensor) -> tuple[Tensor, ...]:
+    """Of each tensor [B * T, ...] the positions that are learnt from; all of them where nobody has found these."""
+    rows = batch.learnt
+    return every if rows is None else tuple(each.index_select(0, rows) for each in every)
+
+
 class NextToken:
     """Cross-entropy of the next token, in nats, summed over the targets that are learnt from.
 
@@ -44,13 +58,7 @@ class NextToken:
         return batch.weight
 
     def loss(self, model: Decoder, batch: Batch) -> Tensor:
-        masks = None
-        if batch.documents is not None and batch.positions is not None:
-            masks = training_masks(model.config, batch.positions, batch.documents)
-        hidden = model.hidden(batch.inputs, batch.positions, masks).flatten(0, 1)
-        rows, targets = batch.learnt, batch.targets.flatten()
-        if rows is not None:
-            hidden, targets = hidden.index_select(0, rows), targets.index_select(0, rows)
+        hidden, targets = learnt_from(batch, final_states(model, batch), batch.targets.flatten())
         return self.KERNELS[self.kernel](hidden, model.lm_head.weight, targets, IGNORED, model.config.logit_softcap)
 
 

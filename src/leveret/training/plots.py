@@ -33,6 +33,9 @@ PANELS = {
     "grad_norm": ("gradient norm", 1.0),
     "tokens_per_second": ("tokens/s", 1.0),
     "peak_memory_bytes": ("peak memory, GiB", 2.0**30),
+    "validation_preferred": ("chosen likelier", 1.0),
+    "validation_margin": ("margin", 1.0),
+    "validation_chosen": ("log p of chosen", 1.0),
 }
 """Of rates.png: key, label, and the unit that values are divided by."""
 
