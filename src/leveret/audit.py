@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 from leveret.data.examples import Example
-from leveret.data.leaks import find_leaks, find_leaks_in_text
+from leveret.data.leaks import KINDS, find_leaks, find_leaks_in_text, leaking
+from leveret.data.mixtures import Drawn
 from leveret.data.sources import Document
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +23,41 @@ class Audit:
     summary: str
     facts: dict[str, Any]
 
+    def refusal(self, where: str) -> str:
+        """Why this is not trained on, and how to go on; `where` names every leak."""
+        ways = {
+            "examples": "--drop-leaks leaves such examples out",
+            "corpus": "data.decontaminate leaves such documents out",
+        }
+        told = []
+        for place, way in ways.items():
+            if kinds := Counter(leak["kind"] for leak in self.facts["leaks"][place]):
+                counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+                told.append(f"the {place} ({counts}; {way})")
+        return f"{self.leaks} held-out examples leak into {' and '.join(told)}; {where} names them"
 
-def audit_recipe(train: Sequence[Example], corpus: Iterable[Document], held_out: dict[str, list[Example]]) -> Audit:
-    """Looks for every held-out example in the fine-tuning examples and in the documents of pretraining."""
+
+def without_leaks(drawn: Drawn[T], held_out: Sequence[Example], example: Callable[[T], Example]) -> Drawn[T]:
+    """What was drawn, but for what is a held-out example; `example` is what an item says."""
+    leaks = leaking([example(item) for item in drawn.items], held_out)
+    kinds = Counter(leaks.values())
+    return replace(
+        drawn,
+        items=[item for number, item in enumerate(drawn.items) if number not in leaks],
+        leaks={kind: kinds[kind] for kind in KINDS if kinds[kind]},
+    )
+
+
+def audit_recipe(
+    train: Sequence[Example],
+    corpus: Iterable[Document],
+    held_out: dict[str, list[Example]],
+    dropped: dict[str, dict[str, int]],
+) -> Audit:
+    """Looks for every held-out example in the fine-tuning examples and in the documents of pretraining.
+
+    dropped: how many examples of each stage were left out before, by kind.
+    """
     everything = [example for examples in held_out.values() for example in examples]
     names = [name for name, examples in held_out.items() for _ in examples]
     found = {
@@ -33,6 +68,7 @@ def audit_recipe(train: Sequence[Example], corpus: Iterable[Document], held_out:
         "format_version": 1,
         "training_examples": len(train),
         "held_out": {name: len(examples) for name, examples in held_out.items()},
+        "dropped": dropped,
         "leaks": {
             place: [
                 {"set": names[leak.heldout], "instruction": everything[leak.heldout].instruction} | asdict(leak)

@@ -20,7 +20,7 @@ from leveret.errors import UserError
 from leveret.evaluation.config import EvaluateConfig
 from leveret.inference.config import SamplingConfig
 from leveret.model.config import ModelConfig
-from leveret.posttraining.config import FinetuneConfig, PosttrainingConfig
+from leveret.posttraining.config import FinetuneConfig, PosttrainingConfig, PreferConfig, ReinforceConfig
 from leveret.tokenizer.config import TokenizerConfig
 from leveret.training import STAGES
 from leveret.training.config import TrainingConfig
@@ -56,6 +56,10 @@ class Recipe(Config):
     """Training from nothing on the corpus; without it, the next stage starts from nothing."""
     finetune: FinetuneConfig | None = None
     """Training on examples, if any."""
+    prefer: PreferConfig | None = None
+    """Learning which of two answers is the better, if any."""
+    reinforce: ReinforceConfig | None = None
+    """Learning from rewards for the model's own answers, if any."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What the last stage is measured on."""
     generation: SamplingConfig = SamplingConfig()
@@ -69,12 +73,13 @@ class Recipe(Config):
             raise ValueError(f"nothing is trained; give one of {', '.join(STAGES)}")
         context = self.model.max_position_embeddings
         for stage in self.stages:
-            if (length := self.row_length(stage)) > context:
+            if (length := self.document_length(stage)) > context:
                 name = "data" if stage == "pretrain" else stage
                 raise ValueError(
                     f"{name}.sequence_length {length} is longer than model.max_position_embeddings {context}"
                 )
-            if stage != "pretrain" and self.tokenizer.template is None:
+            brings_none = self.tokenizer.kind != "huggingface"  # others' tokenizers may come with a template
+            if stage != "pretrain" and self.tokenizer.template is None and brings_none:
                 raise ValueError(f"{stage} needs tokenizer.template, the name of a chat template")
         return self
 
@@ -89,16 +94,35 @@ class Recipe(Config):
         """The stages after pretraining, those there are."""
         return {name: config for name, config in self.stages.items() if isinstance(config, PosttrainingConfig)}
 
-    def row_length(self, stage: str = "pretrain") -> int:
-        """Tokens of a stage's row."""
+    def document_length(self, stage: str = "pretrain") -> int:
+        """Tokens of a stage's window, or of a prompt with its answer at most."""
         config = self.data if stage == "pretrain" else self.tuning[stage]
         return config.sequence_length or self.model.max_position_embeddings
+
+    def row_length(self, stage: str = "pretrain") -> int:
+        """Tokens of a stage's row, which has room for all answers to a prompt."""
+        answers = 1 if stage == "pretrain" else self.tuning[stage].answers
+        return answers * self.document_length(stage)
 
     def onto(self, base: Recipe) -> Recipe:
         """This recipe for the model and the tokenizer of another; the chat template is its own where it names one."""
         template = self.tokenizer.template or base.tokenizer.template
         tokenizer = base.tokenizer.model_copy(update={"template": template})
         return self.model_copy(update={"model": base.model, "tokenizer": tokenizer})
+
+    def dropping_leaks(self) -> Recipe:
+        """This recipe with drop_leaks in every stage that trains on examples.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not self.tuning:
+            raise UserError(
+                f"--drop-leaks is for stages that train on examples, and {self.name} has none; leave it out"
+            )
+        return self.model_copy(
+            update={name: stage.model_copy(update={"drop_leaks": True}) for name, stage in self.tuning.items()}
+        )
 
     def with_price(self, price: float) -> Recipe:
         """This recipe on a machine that costs so many dollars an hour."""

@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from leveret.audit import audit_recipe, without_leaks
 from leveret.data.config import ExamplesConfig, OriginConfig
 from leveret.data.contamination import facts as contamination_facts
-from leveret.data.examples import Example, examples
+from leveret.data.examples import Example, Preference, examples, preferences
 from leveret.data.filters.chain import facts as filter_facts
+from leveret.data.mixtures import Drawn, draw
 from leveret.data.parts import Job
 from leveret.data.prepare import prepare_documents, summary
-from leveret.data.rows import overlook, refuse
+from leveret.data.rows import Drop, overlook, refuse
 from leveret.data.shards import TokenStore
 from leveret.data.sources import Document, documents, fingerprint, source_facts
 from leveret.errors import Refused, UserError
-from leveret.posttraining.config import PosttrainingConfig
+from leveret.posttraining.config import FinetuneConfig, PosttrainingConfig, PreferConfig, ReinforceConfig
 from leveret.recipe import Recipe, anchored, digest, to_yaml
 from leveret.rundir import RunDir, cache_dir, find_run, read_json, write_json
 from leveret.tasks import generators
@@ -176,6 +178,11 @@ class Run:
         wanted, trained = self.recipe.model.vocab_size, self.recipe.tokenizer.vocab_size
         if wanted is not None and trained is not None and wanted < trained:
             raise UserError(f"model.vocab_size {wanted} is smaller than tokenizer.vocab_size {trained}")
+        for config in self.training.values():
+            if config.adapters is not None:
+                from leveret.model.lora import adapted
+
+                adapted(self.recipe.model.with_vocabulary(1), config.adapters)
 
     # -- tokenizer ------------------------------------------------------------------------------------------------
 
@@ -191,33 +198,36 @@ class Run:
         from leveret.tokenizer.train import train_tokenizer
 
         config = self.recipe.tokenizer
-        if self.start_from is not None:
-            self._take_tokenizer(self.start_from)
-            return
-        inputs = {"the tokenizer's recipe": digest(config)} | (
-            {"the corpus": self._id_of(self.recipe.data.sources)} if config.trained else {}
-        )
 
         def do() -> None:
-            if config.trained:
+            if self.start_from is not None:
+                made = self._taken_tokenizer(self.start_from)
+            elif config.trained:
                 self.console.print(f"tokenizer: training {config.kind} with {config.vocab_size} entries")
                 made = train_tokenizer(config, (document.text for document in self.corpus()))
             else:
                 made = load_tokenizer(config, self.base_dir)
             made.save(self.run / "tokenizer", model_max_length=self.recipe.model.max_position_embeddings)
 
-        self._stage("tokenizer", inputs, do)
+        self._stage("tokenizer", self._tokenizer_inputs(), do)
 
-    def _take_tokenizer(self, reference: str) -> None:
+    def _tokenizer_inputs(self) -> dict[str, str]:
+        config = self.recipe.tokenizer
+        if self.start_from is not None:
+            return {"the base run's tokenizer": self._taken_tokenizer(self.start_from).content_hash}
+        corpus = {"the corpus": self._id_of(self.recipe.data.sources)} if config.trained else {}
+        return {"the tokenizer's recipe": digest(config)} | corpus
+
+    def has_tokenizer(self) -> bool:
+        """Whether the run has the tokenizer that its recipe means."""
+        return self.run.is_done("tokenizer", self._tokenizer_inputs())
+
+    def _taken_tokenizer(self, reference: str) -> Tokenizer:
         """Training another run's weights takes its tokenizer too."""
         taken = Tokenizer.load(find_run(reference)[0] / "tokenizer")
         if (name := self.recipe.tokenizer.template) is not None:  # a base model's may have none
             taken = Tokenizer(taken.definition, taken.roles, template_text(name))
-
-        def do() -> None:
-            taken.save(self.run / "tokenizer", model_max_length=self.recipe.model.max_position_embeddings)
-
-        self._stage("tokenizer", {"the base run's tokenizer": taken.content_hash}, do)
+        return taken
 
     def load_tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.run / "tokenizer")
@@ -225,7 +235,38 @@ class Run:
     # -- data -----------------------------------------------------------------------------------------------------
 
     def examples_of(self, sources: Iterable[ExamplesConfig]) -> Iterator[Example]:
+        """The examples of held-out sets, all of them: a row that is none is refused."""
         return chain.from_iterable(examples(source, self.base_dir, generators.EXAMPLES) for source in sources)
+
+    def held_out(self) -> list[Example]:
+        """The examples of all evaluation sets."""
+        return list(self.examples_of(self.recipe.evaluate.sets.values()))
+
+    def drawn(self, stage: str) -> Drawn[Example]:
+        """The examples of a stage after pretraining, by its sources' weights, and what became of their rows."""
+        config = self.recipe.tuning[stage]
+
+        def read(source: ExamplesConfig, drop: Drop) -> Iterator[Example]:
+            return examples(source, self.base_dir, generators.EXAMPLES, drop)
+
+        drawn = draw(config.examples, read, config.strict)
+        return without_leaks(drawn, self.held_out(), lambda item: item) if config.drop_leaks else drawn
+
+    def drawn_pairs(self, stage: str) -> Drawn[Preference]:
+        """The same of a stage that learns from preferences."""
+        config = self.recipe.tuning[stage]
+
+        def read(source: ExamplesConfig, drop: Drop) -> Iterator[Preference]:
+            return preferences(source, self.base_dir, generators.PREFERENCES, drop)
+
+        drawn = draw(config.examples, read, config.strict)
+        return without_leaks(drawn, self.held_out(), lambda pair: pair.example) if config.drop_leaks else drawn
+
+    def trained_on(self, stage: str) -> list[Example]:
+        """What a stage teaches to answer; of preferences the chosen answers."""
+        if isinstance(self.recipe.tuning[stage], PreferConfig):
+            return [pair.example for pair in self.drawn_pairs(stage).items]
+        return self.drawn(stage).items
 
     def _shard_keys(self, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
         """What the shards of each training stage are made from: equal keys, equal shards."""
@@ -234,6 +275,13 @@ class Run:
             keys[stage] = {"tokenizer": tokenizer.content_hash, "length": recipe.row_length(stage)}
             if isinstance(config, PosttrainingConfig):
                 keys[stage] |= {"sources": self._id_of(config.examples), "validation": config.validation_fraction}
+                keys[stage] |= {"strict": config.strict}
+                if isinstance(config, FinetuneConfig):
+                    keys[stage] |= {"too_long": config.too_long}
+                if isinstance(config, ReinforceConfig):
+                    keys[stage] |= {"max_new_tokens": config.max_new_tokens}
+                if config.drop_leaks:
+                    keys[stage] |= {"held out": self._id_of(recipe.evaluate.sets.values())}
             else:
                 keys[stage] |= {
                     "rules": self._rules(),
@@ -251,16 +299,24 @@ class Run:
         def do() -> None:
             places = {}
             for stage, key in keys.items():
-                folder = (self.run / "shards" if self.copy_data else cache_dir() / "shards") / f"{stage}-{digest(key)}"
-                if not (folder / "manifest.json").is_file():
-                    self.console.print(f"prepare: writing {stage} shards")
-                    self._tokenise(tokenizer, folder) if stage == "pretrain" else self._pack(stage, tokenizer, folder)
-                places[stage] = self._place(folder)
+                places[stage] = self._place(self._shards_of(stage, key, tokenizer))
             write_json(self.run / "data.json", places)
 
         if not self._shards_are_there():
             self.run.begin("prepare", inputs)
         self._stage("prepare", inputs, do)
+
+    def packed(self, stage: str) -> TokenStore:
+        """The shards of one stage after pretraining, written if they are not there; preparing all finds them later."""
+        tokenizer = self.load_tokenizer()
+        return TokenStore(self._shards_of(stage, self._shard_keys(tokenizer)[stage], tokenizer), tokenizer.content_hash)
+
+    def _shards_of(self, stage: str, key: dict[str, Any], tokenizer: Tokenizer) -> Path:
+        folder = (self.run / "shards" if self.copy_data else cache_dir() / "shards") / f"{stage}-{digest(key)}"
+        if not (folder / "manifest.json").is_file():
+            self.console.print(f"prepare: writing {stage} shards")
+            self._tokenise(tokenizer, folder) if stage == "pretrain" else self._pack(stage, tokenizer, folder)
+        return folder
 
     def _facts(self, tokenizer: Tokenizer, sources: Iterable[OriginConfig]) -> dict[str, Any]:
         """What a manifest says of where its tokens come from."""
@@ -285,13 +341,26 @@ class Run:
         self.console.print(f"prepare: {summary(TokenStore(folder).manifest)}", highlight=False)
 
     def _pack(self, stage: str, tokenizer: Tokenizer, folder: Path) -> None:
+        from leveret.posttraining.lengths import told
         from leveret.posttraining.packing import write_examples_as_shards
+        from leveret.posttraining.pairs import write_pairs_as_shards
+        from leveret.posttraining.prompts import write_prompts_as_shards
 
-        config, length = self.recipe.tuning[stage], self.recipe.row_length(stage)
-        found, facts = self.examples_of(config.examples), self._facts(tokenizer, config.examples)
-        counts = write_examples_as_shards(found, tokenizer, folder, length, config.validation_fraction, facts)
-        if counts["too_long"]:
-            self.console.print(f"prepare: left out {counts['too_long']} examples longer than {length} tokens")
+        config, length = self.recipe.tuning[stage], self.recipe.document_length(stage)
+        in_pairs = isinstance(config, PreferConfig)
+        write: Callable[..., dict[str, Any]] = write_pairs_as_shards if in_pairs else write_examples_as_shards
+        if isinstance(config, ReinforceConfig):
+            write = partial(write_prompts_as_shards, max_new_tokens=config.max_new_tokens)
+        drawn: Drawn[Any] = self.drawn_pairs(stage) if in_pairs else self.drawn(stage)
+        for line in drawn.lines():
+            self.console.print(f"prepare: {line}", highlight=False, markup=False, soft_wrap=True)
+        facts = self._facts(tokenizer, config.examples) | {"drawn": drawn.facts(), "dropped_leaks": drawn.leaks}
+        policy = {"too_long": config.too_long} if isinstance(config, FinetuneConfig) else {}
+        counts = write(drawn.items, tokenizer, folder, length, config.validation_fraction, facts, **policy)
+        if lengths := told(counts, length, "pairs with an answer" if in_pairs else "examples"):
+            self.console.print(f"prepare: {lengths}", highlight=False)
+        if near := counts["near_validation"]:
+            self.console.print(f"prepare: left out {near} that are near-duplicates of some to validate on")
 
     def _place(self, folder: Path) -> str:
         """How data.json names a folder: relative if it is inside the run."""
@@ -316,24 +385,26 @@ class Run:
 
     def audit(self) -> None:
         """Refuses to go on when a held-out example stands in what is trained on."""
-        from leveret.audit import audit_recipe
-
         recipe = self.recipe
         if not recipe.evaluate.sets:
             return
         tuning = [source for config in recipe.tuning.values() for source in config.examples]
         every = [*recipe.data.sources, *tuning, *recipe.evaluate.sets.values()]
         inputs = {"the data or the held-out sets": self._id_of(every)}
+        if dropping := [stage for stage, config in recipe.tuning.items() if config.drop_leaks]:
+            inputs |= {"drop_leaks": ", ".join(dropping)}
 
         def do() -> None:
             held_out = {name: list(self.examples_of([source])) for name, source in recipe.evaluate.sets.items()}
-            result = audit_recipe(list(self.examples_of(tuning)), self.corpus(), held_out)
+            trained_on = [example for stage in recipe.tuning for example in self.trained_on(stage)]
+            dropped = {
+                stage: self.store(stage).manifest["dropped_leaks"] for stage in dropping if stage in self.training
+            }
+            result = audit_recipe(trained_on, self.corpus(), held_out, dropped)
             write_json(self.run / "audit.json", result.facts)
             self.console.print(f"audit: {result.summary}")
             if result.leaks:
-                raise UserError(
-                    f"{result.leaks} held-out examples leak into training: {self.run / 'audit.json'} names them"
-                )
+                raise UserError(result.refusal(str(self.run / "audit.json")))
 
         self._stage("audit", inputs, do)
 

@@ -178,7 +178,8 @@ def test_a_held_out_example_among_the_training_examples_stops_the_run(leveret: C
         file.write(json.dumps(leaked) + "\n")
     done = leveret("run", recipe, "--run-dir", "leaky", cwd=tmp_path, exit_code=2)
     assert done.stderr.splitlines()[-1] == (
-        "leveret: 1 held-out examples leak into training: leaky/audit.json names them"
+        "leveret: 1 held-out examples leak into the examples (1 verbatim; --drop-leaks leaves such examples out); "
+        "leaky/audit.json names them"
     )
     (leak,) = read(tmp_path / "leaky" / "audit.json")["leaks"]["examples"]
     assert (leak["set"], leak["instruction"], leak["kind"]) == ("held", leaked["instruction"], "verbatim")

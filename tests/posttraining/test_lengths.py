@@ -115,4 +115,5 @@ def test_the_manifest_says_what_happened(
     assert counts.items() >= (counted | {"policy": policy}).items()
     assert counts["lengths"]["longest"] == max(length(tokenizer, example) for example in examples)
     assert counts["train"]["examples"] == 4 - counted["left_out"]
-    assert told(counts, 80).startswith("3 examples longer than 80 tokens: ")
+    cut = f"{counted['truncated']} cut, " if counted["truncated"] else ""
+    assert told(counts, 80).startswith(f"examples longer than 80 tokens: {cut}{counted['left_out']} left out (lengths:")

@@ -10,7 +10,18 @@ import typer
 
 from leveret.cli import data, speak, train
 from leveret.cli.launch import launch_app
-from leveret.cli.options import CopyData, Device, Overrides, Price, Profile, RecipeName, RunDirectory, Smoke, open_run
+from leveret.cli.options import (
+    CopyData,
+    Device,
+    DropLeaks,
+    Overrides,
+    Price,
+    Profile,
+    RecipeName,
+    RunDirectory,
+    Smoke,
+    open_run,
+)
 from leveret.cli.runs import runs_app
 
 app = typer.Typer(
@@ -41,9 +52,20 @@ def run(
     copy_data: CopyData = False,
     profile: Profile = False,
     price: Price = None,
+    drop_leaks: DropLeaks = False,
 ) -> None:
     """Do every stage of a recipe that is not already done; leaves report.md in the run directory."""
-    work = open_run(recipe, overrides, run_dir, device, smoke=smoke, copy_data=copy_data, profile=profile, price=price)
+    work = open_run(
+        recipe,
+        overrides,
+        run_dir,
+        device,
+        smoke=smoke,
+        copy_data=copy_data,
+        profile=profile,
+        price=price,
+        drop_leaks=drop_leaks,
+    )
     work.upto()
     if work.group.main:
         speak.summary(work)
@@ -56,10 +78,11 @@ def prepare(
     run_dir: RunDirectory = None,
     copy_data: CopyData = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be read.")] = False,
+    drop_leaks: DropLeaks = False,
 ) -> None:
     """Make the tokenizer and the token shards of a recipe."""
     overrides = [*(overrides or []), *["data.strict=true"] * strict]
-    open_run(recipe, overrides, run_dir, copy_data=copy_data).upto("prepare")
+    open_run(recipe, overrides, run_dir, copy_data=copy_data, drop_leaks=drop_leaks).upto("prepare")
 
 
 @app.command()

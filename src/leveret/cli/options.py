@@ -21,6 +21,12 @@ Profile = Annotated[
     bool, typer.Option("--profile", help="Show where the time of training steps 5 to 10 goes; writes STAGE/profile/.")
 ]
 Price = Annotated[float | None, typer.Option(min=0, help="Dollars that an hour on this machine costs. [the recipe's]")]
+DropLeaks = Annotated[
+    bool,
+    typer.Option(
+        "--drop-leaks", help="Leave examples that are held out to evaluate on out of training, and count them."
+    ),
+]
 CopyData = Annotated[bool, typer.Option("--copy-data", help="Keep the token shards inside the run directory.")]
 
 
@@ -36,6 +42,7 @@ def open_run(
     first: str = "pretrain",
     profile: bool = False,
     price: float | None = None,
+    drop_leaks: bool = False,
 ) -> Run:
     """The run that these options mean.
 
@@ -57,5 +64,7 @@ def open_run(
         recipe = recipe.onto(read_recipe(find_run(start_from)[0]))
     if price is not None:
         recipe = recipe.with_price(price)
+    if drop_leaks:
+        recipe = recipe.dropping_leaks()
     folder = run_dir or Path("runs") / recipe.name
     return Run(recipe, base, folder, console, device, copy_data, start_from, first, profile)

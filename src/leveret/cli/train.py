@@ -1,4 +1,4 @@
-"""Verbs that train: pretrain, finetune."""
+"""Verbs that train: pretrain, finetune, prefer, reinforce."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from leveret.cli.options import Device, Overrides, Price, Profile, RunDirectory, Smoke, open_run
+from leveret.cli.options import Device, DropLeaks, Overrides, Price, Profile, RunDirectory, Smoke, open_run
 
 OptionalRecipe = Annotated[
     str | None,
@@ -20,7 +20,7 @@ From = Annotated[
 
 
 def add_verbs(app: typer.Typer) -> None:
-    for verb in (pretrain, finetune):
+    for verb in (pretrain, finetune, prefer, reinforce):
         app.command()(verb)
 
 
@@ -47,12 +47,43 @@ def finetune(
     smoke: Smoke = False,
     profile: Profile = False,
     price: Price = None,
+    drop_leaks: DropLeaks = False,
 ) -> None:
     """Train a base model on a recipe's examples, after what that needs."""
-    _train("finetune", recipe, overrides, run_dir, device, start_from, smoke, profile, price)
+    _train("finetune", recipe, overrides, run_dir, device, start_from, smoke, profile, price, drop_leaks)
 
 
-ENDINGS = {"pretrain": "continued", "finetune": "finetuned"}
+def prefer(
+    recipe: OptionalRecipe = None,
+    overrides: Overrides = None,
+    run_dir: RunDirectory = None,
+    device: Device = "auto",
+    start_from: From = None,
+    smoke: Smoke = False,
+    profile: Profile = False,
+    price: Price = None,
+    drop_leaks: DropLeaks = False,
+) -> None:
+    """Teach a fine-tuned model which of two answers is the better (DPO), after what that needs."""
+    _train("prefer", recipe, overrides, run_dir, device, start_from, smoke, profile, price, drop_leaks)
+
+
+def reinforce(
+    recipe: OptionalRecipe = None,
+    overrides: Overrides = None,
+    run_dir: RunDirectory = None,
+    device: Device = "auto",
+    start_from: From = None,
+    smoke: Smoke = False,
+    profile: Profile = False,
+    price: Price = None,
+    drop_leaks: DropLeaks = False,
+) -> None:
+    """Let a fine-tuned model learn from rewards for its own answers (GRPO), after what that needs."""
+    _train("reinforce", recipe, overrides, run_dir, device, start_from, smoke, profile, price, drop_leaks)
+
+
+ENDINGS = {"pretrain": "continued", "finetune": "finetuned", "prefer": "preferred", "reinforce": "reinforced"}
 """What a run made by --from is called after the name of its base."""
 
 
@@ -66,6 +97,7 @@ def _train(
     smoke: bool,
     profile: bool,
     price: float | None,
+    drop_leaks: bool = False,
 ) -> None:
     """Everything up to a stage; with start_from, from another run's model on."""
     from leveret.errors import UserError
@@ -91,5 +123,6 @@ def _train(
         first=first,
         profile=profile,
         price=price,
+        drop_leaks=drop_leaks,
     )
     work.upto(stage)

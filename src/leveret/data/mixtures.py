@@ -3,8 +3,8 @@
 sources --read, each with a Refusals--> lists --weights--> Drawn
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Generic, TypeVar
 
@@ -31,6 +31,8 @@ class Drawn(Generic[T]):
     taken: Sequence[int]
     """Those of them that are drawn."""
     refused: Sequence[Refusals]
+    leaks: Mapping[str, int] = field(default_factory=dict)
+    """Those drawn that were left out again since they are held-out examples, by kind."""
 
     def facts(self) -> list[dict[str, Any]]:
         """What a manifest says of them, source by source."""
@@ -45,6 +47,9 @@ class Drawn(Generic[T]):
                 yield from (f"  {line}" for line in refused.lines())
             if source.weight is not None:
                 yield f"{describe(source)}: {taken:,} of {read:,} examples taken (weight {source.weight:g})"
+        if self.leaks:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.leaks.items())
+            yield f"left out {sum(self.leaks.values()):,} examples that are held out to evaluate on: {kinds}"
 
 
 def draw(

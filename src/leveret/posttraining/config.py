@@ -22,7 +22,10 @@ class PosttrainingConfig(TrainingConfig):
     sequence_length: int | None = Field(None, gt=1)
     """Tokens of a packed row; an example that is longer is left out and counted. None: the context length."""
     validation_fraction: float = Field(0.01, ge=0, lt=1)
-    """Share of the examples, by a hash of the instruction, that measures the stage and is not trained on."""
+    """Share of the examples, by a hash of the normalised instruction, that measures the stage and is not trained on."""
+    drop_leaks: bool = False
+    """Leave out of the examples what is held out in evaluate.sets, exactly, normalised or as a near-duplicate. false:
+    refuse to train."""
     strict: bool = False
     """Stop at the first row that is no example, instead of leaving it out and counting it."""
     lora: LoraConfig | None = None
@@ -49,6 +52,10 @@ class PosttrainingConfig(TrainingConfig):
 
 class FinetuneConfig(PosttrainingConfig):
     """Supervised fine-tuning: the loss is on the answers only, each with its end token."""
+
+    too_long: Literal["drop", "truncate", "refuse"] = "drop"
+    """What becomes of an example that is longer than a row. drop: it is left out and counted. truncate: its oldest
+    turns go, then the end of its last prompt, never of an answer. refuse: nothing is trained."""
 
 
 class PreferOptimizerConfig(OptimizerConfig):
@@ -101,3 +108,68 @@ class PreferConfig(PosttrainingConfig):
     @property
     def has_reference(self) -> bool:
         return self.form != "reference-free"
+
+
+class ReinforceOptimizerConfig(OptimizerConfig):
+    """An optimizer with the low rate that rewards need."""
+
+    lr: float = Field(5e-5, gt=0)
+    """Peak learning rate. For models of tens of millions of parameters; for hundreds of millions 1e-6 to 1e-5."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of matrices. The base model is what weights are to stay near, not zero."""
+
+
+class ReinforceConfig(PosttrainingConfig):
+    """Learning from rewards that can be checked, for answers that the model itself samples (GRPO)."""
+
+    reward: Literal["auto", "answer", "shell"] = "auto"
+    """answer: 1 for the example's own answer, white space aside. shell: 1 for a command that has the effect of the
+    example's in a sandbox or is equal to it, 0.1 for one that bash can read at all. auto: shell where the example names
+    a shell, as the generator's do."""
+    form: Literal["grpo", "dr-grpo"] = "grpo"
+    """grpo: a group's rewards are divided by their standard deviation, and an answer's tokens count by their mean (Shao
+    et al., 2024). dr-grpo: neither, so that long wrong answers and all too easy prompts get no other weight (Liu et
+    al., 2025)."""
+    group_size: int = Field(8, gt=1)
+    """Answers to each prompt, which are compared with each other."""
+    batch_size: int = Field(64, gt=0)
+    """Answers of a step, each in a row of its own; a multiple of group_size."""
+    max_new_tokens: int = Field(64, gt=0)
+    """Most tokens of an answer; one that has not ended by then gets nothing."""
+    temperature: float = Field(1.0, gt=0)
+    """Logits are divided by it when answers are sampled, and when what is learnt from them is computed."""
+    kl: float = Field(0.0, ge=0)
+    """Factor on the divergence from the base model, estimated token by token (Schulman, 2020), that is added to the
+    loss. 0: none, as DAPO and Dr. GRPO do; then no copy of the base is kept."""
+    sequence_length: int | None = Field(None, gt=1)
+    """Tokens of a prompt with an answer: a prompt that leaves no room for max_new_tokens is left out and counted. None:
+    the context length. Rows are as long as the longest prompt needs."""
+    optimizer: ReinforceOptimizerConfig = ReinforceOptimizerConfig()
+    """The optimizer."""
+    log_every: int = Field(1, gt=0)
+    """Steps between two lines of metrics; rewards are those of the step itself."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> ReinforceConfig:
+        if self.batch_size % self.group_size:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of group_size {self.group_size}")
+        if self.tokens is not None:
+            raise ValueError("how many tokens answers will have is not known; give steps or epochs")
+        if self.patience is not None:
+            raise ValueError("patience is for held-out losses, and what is measured here is a reward; leave it out")
+        if self.parallel.kind == "fsdp":
+            raise ValueError("parallel.kind fsdp is not for reinforce: each device samples with all weights; take ddp")
+        if self.loss_kernel != "chunked":
+            raise ValueError(f"loss_kernel {self.loss_kernel} sums over all answers; rewards need chunked")
+        return self
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of a step."""
+        return self.batch_size // self.group_size
+
+    def total_steps(self, windows: int, sequence_length: int) -> int:
+        """The number of updates over a split of that many prompts."""
+        if self.epochs is None:
+            return super().total_steps(windows, sequence_length)
+        return max(1, -int(-self.epochs * windows // self.prompts))

@@ -111,10 +111,10 @@ class Fitter:
         return fitted
 
 
-def told(facts: dict[str, Any], length: int) -> str:
+def told(facts: dict[str, Any], length: int, what: str = "examples") -> str:
     """A line about a Fitter's facts for the terminal; empty where everything fits."""
     if not facts["too_long"]:
         return ""
-    done = [f"{facts[key]} {what}" for key, what in (("truncated", "cut"), ("left_out", "left out")) if facts[key]]
+    done = [f"{facts[key]} {how}" for key, how in (("truncated", "cut"), ("left_out", "left out")) if facts[key]]
     lengths = ", ".join(f"{name} {value}" for name, value in facts["lengths"].items())
-    return f"{facts['too_long']} examples longer than {length} tokens: {', '.join(done)} (lengths: {lengths})"
+    return f"{what} longer than {length} tokens: {', '.join(done)} (lengths: {lengths})"
