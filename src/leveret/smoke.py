@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from leveret.data.config import ExamplesConfig, SourceConfig
 from leveret.errors import UserError
 from leveret.model.config import ModelConfig
+from leveret.posttraining.config import PosttrainingConfig
 from leveret.recipe import Recipe, parse_recipe
 from leveret.tokenizer.config import TokenizerConfig
 
@@ -16,6 +18,8 @@ STEPS = 20
 CONTEXT = 128
 HEAD = 16
 STAND_IN_VOCABULARY = 1024
+GENERATORS = {"finetune": "shell", "prefer": "shell-preferences", "reinforce": "shell"}
+"""Of the examples of each stage."""
 
 
 def shrink(recipe: Recipe, console: Console) -> Recipe:
@@ -42,13 +46,15 @@ def shrink(recipe: Recipe, console: Console) -> Recipe:
     if recipe.pretrain is not None:
         content["pretrain"] |= training
         content["pretrain"]["schedule"]["warmup_steps"] = 2
-    if recipe.finetune is not None:
-        content["finetune"] |= training | {
+    for stage in recipe.tuning:
+        content[stage] |= training | {
             "sequence_length": context,
-            "examples": [_examples("train").model_dump(mode="json")],
+            "examples": [_examples("train", GENERATORS[stage]).model_dump(mode="json")],
             "validation_fraction": 0.05,
         }
-        content["finetune"]["schedule"]["warmup_steps"] = 2
+        content[stage]["schedule"]["warmup_steps"] = 2
+        if stage == "reinforce":
+            content[stage] |= {"group_size": 4, "max_new_tokens": 16, "examples": _prompts(recipe.tuning[stage])}
         content["evaluate"] |= {
             "sets": {"values": _examples("values").model_dump(mode="json")},
             "limit": 8,
@@ -61,8 +67,17 @@ def _documents() -> SourceConfig:
     return SourceConfig(kind="generated", generator="shell-lessons", options={"per_intent": 4, "core": True})
 
 
-def _examples(split: str) -> ExamplesConfig:
-    return ExamplesConfig(kind="generated", generator="shell", options={"split": split, "per_intent": 8, "core": True})
+def _examples(split: str, generator: str = "shell") -> ExamplesConfig:
+    options = {"split": split, "per_intent": 8, "core": True}
+    return ExamplesConfig(kind="generated", generator=generator, options=options)
+
+
+def _prompts(config: PosttrainingConfig) -> list[dict[str, Any]]:
+    """A few of the sources that are sums, and commands in place of all others, since rewards differ."""
+    sums = [each for each in config.examples if each.generator == "arithmetic"]
+    few = [each.model_copy(update={"options": each.options | {"count": 200}}) for each in sums]
+    others = [_examples("train")] if len(sums) < len(config.examples) else []
+    return [each.model_copy(update={"weight": None}).model_dump(mode="json") for each in [*few, *others]]
 
 
 def _model(model: ModelConfig, keep_vocabulary: bool) -> ModelConfig:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -21,13 +23,20 @@ from leveret.evaluation.config import EvaluateConfig
 from leveret.evaluation.exact_match import exact_match, write_rows
 from leveret.evaluation.loss import held_out_loss
 from leveret.hardware.allocator import keep_freed_memory
-from leveret.hardware.device import environment, pick_device
+from leveret.hardware.device import environment, pick_device, pick_dtype
 from leveret.inference.config import SamplingConfig
 from leveret.inference.engine import Engine
 from leveret.model.decoder import Decoder
 from leveret.model.lora import add_lora
+from leveret.posttraining.config import PreferConfig, ReinforceConfig
+from leveret.posttraining.preference import Preferences, measure
+from leveret.posttraining.reference import Known, make_reference, read_reference
+from leveret.posttraining.reinforce import Reinforce
+from leveret.posttraining.rollouts import Rollouts
+from leveret.recipe import digest
 from leveret.run import Run
-from leveret.rundir import find_run, write_json
+from leveret.rundir import find_run, read_json, write_json
+from leveret.tasks.shell.sandbox import lack
 from leveret.tokenizer.tokenizer import Tokenizer
 from leveret.training.checkpoint import Checkpoint, find_checkpoint, steps_on_disk
 from leveret.training.config import TrainingConfig
@@ -50,13 +59,17 @@ def new_model(run: Run, tokenizer: Tokenizer, seed: int, device: torch.device) -
 
 
 def make_batches(
-    store: TokenStore, config: TrainingConfig, length: int, pad: int, group: Group = ALONE
+    store: TokenStore, config: TrainingConfig, length: int, pad: int, group: Group = ALONE, known: Known | None = None
 ) -> tuple[Batches, Batches | None]:
-    """The batches to train on and, where the data has a validation split, those to validate on; this rank's parts."""
+    """The batches to train on and, where the data has a validation split, those to validate on; this rank's parts.
+
+    known: what they bring along for each document, by split.
+    """
 
     def of(split: str) -> Batches:
         size, seed, masks = config.batch_size, config.seed, config.document_mask
-        return Batches(store.split(split), size, length, seed, pad, masks, rank=group.rank, ranks=group.ranks)
+        figures, rank, ranks = None if known is None else known[split], group.rank, group.ranks
+        return Batches(store.split(split), size, length, seed, pad, masks, known=figures, rank=rank, ranks=ranks)
 
     return of("train"), of("validation") if "validation" in store.manifest["splits"] else None
 
@@ -99,10 +112,86 @@ def run_training(run: Run, stage: str, base: Checkpoint | None) -> None:
         add_lora(model, config.adapters, config.seed)
     if stage != "pretrain":  # rows of examples always keep them apart
         config = config.model_copy(update={"document_mask": True})
-    batches, validation = make_batches(
-        run.store(stage), config, run.recipe.row_length(stage), tokenizer.pad_id or 0, run.group
-    )
-    _train(run, stage, model, config, Lesson(NextToken(config.loss_kernel), batches, validation), device, tokenizer)
+    if isinstance(config, PreferConfig):
+        lesson = _preferences(run, stage, model, config, base, device, tokenizer)
+    elif isinstance(config, ReinforceConfig):
+        config = config.model_copy(update={"parallel": config.parallel.model_copy(update={"kind": "ddp"})})
+        lesson = _rewards(run, stage, model, config, device, tokenizer)
+    else:
+        batches = make_batches(run.store(stage), config, run.recipe.row_length(stage), tokenizer.pad_id or 0, run.group)
+        lesson = Lesson(NextToken(config.loss_kernel), *batches)
+    _train(run, stage, model, config, lesson, device, tokenizer)
+
+
+def _preferences(
+    run: Run,
+    stage: str,
+    model: Decoder,
+    config: PreferConfig,
+    base: Checkpoint | None,
+    device: torch.device,
+    tokenizer: Tokenizer,
+) -> Lesson:
+    """Pairs that bring along what the base gives their answers; `model` is still the base."""
+    store, dtype = run.store(stage), pick_dtype(config.precision, device)
+    make = partial(make_batches, store, length=run.recipe.row_length(stage), pad=tokenizer.pad_id or 0)
+    if config.has_reference:
+        rows = config.micro_batch_size if isinstance(config.micro_batch_size, int) else min(config.batch_size, 16)
+        train, held_out = make(config=config.model_copy(update={"batch_size": rows}))
+        splits = {"train": train} | ({} if held_out is None else {"validation": held_out})
+        start = digest(run.recipe.model.model_dump() | {"seed": config.seed}) if base is None else base.weights_sha256
+        key = {"weights": start, "shards": digest(store.manifest), "dtype": str(dtype), "device": device.type}
+        folder = run.run / stage / "reference"
+        known = make_reference(
+            folder, key, model, splits, dtype, run.group, partial(run.console.print, highlight=False)
+        )
+    else:
+        known = _without_reference(store)
+    objective, (_, whole) = Preferences(config), make(config=config, known=known)
+
+    def probe(model: Decoder) -> dict[str, Any]:
+        if whole is None:
+            return {}
+        figures = measure(model, objective, whole.in_order(config.eval_batches), device, dtype)
+        run.console.print(
+            f"chosen answer likelier {figures['preferred']:.1%} · margin {figures['margin']:.3f} · log-probability of "
+            f"the chosen {figures['chosen']:.2f}, of the rejected {figures['rejected']:.2f}",
+            highlight=False,
+        )
+        return {f"validation_{name}": figures[name] for name in figures if name not in ("pairs", "loss")}
+
+    return Lesson(objective, *make(config=config, group=run.group, known=known), probe)
+
+
+def _rewards(
+    run: Run, stage: str, model: Decoder, config: ReinforceConfig, device: torch.device, tokenizer: Tokenizer
+) -> Lesson:
+    """Prompts that `model`, which is still the base, answers as it learns."""
+    store, dtype = run.store(stage), pick_dtype(config.precision, device)
+    objective = Reinforce(config, deepcopy(model).requires_grad_(False).eval() if config.kl else None)
+    make = partial(Rollouts, store, config=config, model=model, tokenizer=tokenizer, objective=objective, dtype=dtype)
+    batches = make("train", group=run.group)
+    if any(map(batches.grader.is_command, batches.references)) and (why := lack()) is not None:
+        run.console.print(f"{stage}: commands are only compared with the expected ones, not run: {why}")
+    held_out = make("validation") if "validation" in store.manifest["splits"] else None
+
+    def probe(model: Decoder) -> dict[str, Any]:
+        if held_out is None:
+            return {}
+        found = held_out.held_out(model, config.eval_batches and config.eval_batches * config.prompts)
+        run.console.print(
+            f"held-out reward {found['validation_reward']:.3f} · exact {found['validation_exact']:.1%} · ended "
+            f"{found['validation_ended']:.1%}",
+            highlight=False,
+        )
+        return found
+
+    return Lesson(objective, batches, None, probe)
+
+
+def _without_reference(store: TokenStore) -> Known:
+    """Zeros: the logarithm of a base that finds every answer certain changes no margin."""
+    return {name: np.zeros(facts["documents"], dtype=np.float32) for name, facts in store.manifest["splits"].items()}
 
 
 def _train(
@@ -217,15 +306,24 @@ def _match_sets(
 
 
 def _losses(run: Run, loaded: LoadedModel) -> dict[str, Any]:
-    """Held-out loss of the stage's own data, measured over the whole validation split."""
-    if loaded.stage not in run.recipe.stages:
-        return {}
+    """Held-out loss of the stage's own data, measured over the whole validation split; of pairs, their measures."""
+    if loaded.stage not in run.recipe.stages or loaded.stage not in (read_json(run.run / "data.json") or {}):
+        return {}  # such as an imported model, whose data nobody knows
     config, length = run.recipe.stages[loaded.stage], run.recipe.row_length(loaded.stage)
     if loaded.stage != "pretrain":
         config = config.model_copy(update={"document_mask": True})
-    _, validation = make_batches(run.store(loaded.stage), config, length, loaded.tokenizer.pad_id or 0)
+    store, known = run.store(loaded.stage), None
+    if isinstance(config, PreferConfig):
+        made = read_reference(run.run / loaded.stage / "reference", {"shards": digest(store.manifest)})
+        known = made if config.has_reference else _without_reference(store)
+        if known is None:
+            return {}
+    _, validation = make_batches(store, config, length, loaded.tokenizer.pad_id or 0, known=known)
     if validation is None:
         return {}
+    if isinstance(config, PreferConfig):
+        engine = loaded.engine
+        return measure(engine.model, Preferences(config), validation.in_order(), engine.device, torch.float32)
     return held_out_loss(loaded.engine.model, validation, loaded.engine.device)
 
 

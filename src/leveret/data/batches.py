@@ -57,7 +57,7 @@ class Batch:
 
     @property
     def learnt_documents(self) -> int:
-        """Documents that have a target that is learnt from. Of rows whose documents are told apart."""
+        """Documents that have a target that is learnt from; rows, where documents are not told apart."""
         return (self if self.is_counted else self.counted()).answers
 
     @property
@@ -85,11 +85,13 @@ class Batch:
         return replace(known, places=torch.from_numpy(filled))
 
     def _answers(self, places: IntArray) -> int:
-        """How many documents these positions, in ascending order, are in."""
-        if self.documents is None or not len(places):
+        """How many documents these positions, in ascending order, are in; rows, where documents are not told apart."""
+        if not len(places):
             return 0
-        rows, documents = places // self.inputs.shape[1], self.documents.numpy().ravel()[places]
-        return 1 + int(np.count_nonzero(np.diff(rows) | np.diff(documents)))
+        others = np.diff(places // self.inputs.shape[1])
+        if self.documents is not None:
+            others |= np.diff(self.documents.numpy().ravel()[places])
+        return 1 + int(np.count_nonzero(others))
 
     def split(self, rows: int) -> list[Batch]:
         """Micro-batches of that many rows, not counted yet."""
@@ -152,7 +154,11 @@ class Batches:
         rank, ranks: which of how many processes this is. Each takes as many rows of a batch; those that are missing
             where it does not divide are filled up and learnt from nowhere.
         skipped: places in the order, counted in batches, that are passed over. With the step it is all the state.
+
+    ahead: whether a step's batch may be made before the step; else it asks for the weights as they are then.
     """
+
+    ahead = True
 
     def __init__(
         self,
@@ -206,6 +212,10 @@ class Batches:
     def batch(self, step: int) -> Batch:
         """This rank's part of a step's batch."""
         return self._part(self.windows_of(step), self.batch_size)
+
+    def told(self) -> dict[str, float]:
+        """What the metrics of the last step should say of its batch. All ranks ask together."""
+        return {}
 
     def in_order(self, most: int | None = None) -> Iterator[Batch]:
         """This rank's part of the split once, or of `most` batches evenly spread over it.

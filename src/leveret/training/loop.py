@@ -1,6 +1,6 @@
 """The training loop. Pretraining, fine-tuning and all that follows go through it.
 
-    batch of a step, made ahead --> micro-batches --> forward, backward --> clip --> optimizer
+    batch of a step, made ahead where that can be --> micro-batches --> forward, backward --> clip --> optimizer
                                                            --> metrics, guard, checkpoint, validation
 
 A run that was stopped goes on from its newest whole checkpoint and, on the same machine and settings, takes the same
@@ -212,7 +212,7 @@ def _take_steps(
     config, group, begin, owed = trainer.config, trainer.group, progress.step, False
     book.restart(progress)
     steps = range(begin, total)
-    ahead = prefetch(lambda step: _make(trainer, step), steps, trainer.device)
+    ahead = prefetch(lambda step: _make(trainer, step), steps, trainer.device, trainer.batches.ahead)
     with closing(ahead), _no_garbage(), memory_told(trainer), profiled(trainer, book.say) as profile_step:
         for step in steps:
             profile_step(step - begin + 1)
@@ -236,7 +236,7 @@ def _take_steps(
             if logs or saves or done % WINDOW == 0:
                 loss, norm = guard.read(progress, book.event)
                 if logs:
-                    book.step(done, loss, lr, norm)
+                    book.step(done, loss, lr, norm, **trainer.batches.told())
                 guard.check(progress)
             # Nothing that took long is lost by what comes after; but among bad steps a save would push out a good one.
             stop = bool(signals.agreed(group))
@@ -261,7 +261,7 @@ def _worn_out(trainer: Trainer, progress: Progress, book: Logbook) -> bool:
 
 
 def _make(trainer: Trainer, step: int) -> list[Batch]:
-    """A step's micro-batches, in the thread that works ahead."""
+    """A step's micro-batches, in the thread that works ahead if batches may be made so."""
     batches, faults = trainer.batches, trainer.faults
     faults.load(step + 1)
     batch = faults.corrupt(batches.place(step), batches.batch(step))

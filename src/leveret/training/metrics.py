@@ -76,15 +76,19 @@ class MetricsLog(Lines):
                 os.fsync(file.fileno())
             partial.replace(path)
         self.losses = {row["step"]: row["validation_loss"] for row in kept if "validation_loss" in row}
+        self.measured = {row["step"] for row in kept if "loss" not in row}
         super().__init__(path if writes else NOWHERE)
 
     def write(self, row: Row) -> None:
         super().write(row)
         if "validation_loss" in row:
             self.losses[row["step"]] = row["validation_loss"]
+        if "loss" not in row:
+            self.measured.add(row["step"])
 
     def validated(self, step: int) -> bool:
-        return step in self.losses
+        """Whether a validation was told of, with a loss or without one."""
+        return step in self.measured
 
 
 def read_metrics(folder: Path) -> list[Row]:

@@ -21,12 +21,16 @@ Sent = tuple[list[Batch], torch.Event | None]
 """Micro-batches, and on a GPU what says that they have arrived."""
 
 
-def prefetch(load: Load, steps: Iterable[int], device: torch.device) -> Generator[list[Batch]]:
+def prefetch(load: Load, steps: Iterable[int], device: torch.device, ahead: bool = True) -> Generator[list[Batch]]:
     """What `load` makes of each step, in order, on the device.
 
     One thread works ahead. What goes wrong in it is raised here, at the step that it belongs to. Closing the generator
-    ends the thread, once it is through with the step at hand.
+    ends the thread, once it is through with the step at hand. Without `ahead` a step is loaded when it is asked for.
     """
+    if not ahead:
+        for step in steps:
+            yield [part.to(device) for part in load(step)]
+        return
     send = _sender(load, device)
     waiting: deque[Future[Sent]] = deque()
     with ThreadPoolExecutor(1, "batches") as thread:
