@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from leveret.data.examples import Example, Message, one_turn, read_examples
-from leveret.data.leaks import Leak, content_words, find_leaks, find_leaks_in_text, normalise, report
+from leveret.data.leaks import Leak, content_words, find_leaks, find_leaks_in_text, leaking, normalise, report
 from leveret.data.sources import Document
 
 TRAIN = [
@@ -89,6 +89,52 @@ def test_near_duplicates_agree_with_the_definition() -> None:
                 expected.add(number)
     assert found == expected
     assert 10 < len(expected) < 190
+
+
+PASSAGE = (
+    "The lighthouse of Alexandria stood on the island of Pharos. Its fire was seen fifty kilometres out at sea, and "
+    "three earthquakes between 956 and 1323 brought it down; divers found its blocks in 1994."
+)
+STORY = (
+    "Alexandria's lighthouse rose over a hundred metres above the island of Pharos, burned oil and wood every night, "
+    "guided grain ships from Sicily and Rhodes into harbour, and fell at last after several medieval earthquakes."
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "kind"),
+    [
+        # The same question and prose that was hardly touched: a leak, though no text of the two is the same.
+        (
+            "Please tell me what became of the lighthouse of Alexandria",
+            STORY.replace("rose", "stood"),
+            "near-duplicate",
+        ),
+        # The same question and an answer of one's own words.
+        ("Please tell me what became of the lighthouse of Alexandria", PASSAGE, None),
+        # Other questions about the same long passage, which have other answers, short or long.
+        (f"When were its blocks found?\n\n{PASSAGE}", "1994", None),
+        (f"What became of the lighthouse?\n\n{PASSAGE}", STORY, None),
+    ],
+)
+def test_prose_may_be_near_without_being_the_same(asked: str, answered: str, kind: str | None) -> None:
+    train = pairs(
+        [
+            ("Tell me what became of the lighthouse of Alexandria.", STORY),
+            (f"How far was the fire seen?\n\n{PASSAGE}", "Fifty kilometres"),
+            (f"How far was it seen?\n\n{PASSAGE}", " ".join(f"number {n}" for n in range(40))),
+        ]
+    )
+    expected = [] if kind is None else [Leak("near-duplicate", 0, 0)]
+    assert find_leaks(train, pairs([(asked, answered)])) == expected
+
+
+def test_what_leaks_is_the_same_from_either_side() -> None:
+    """So that nothing leaks any more where what is found from the one side is taken away."""
+    train, heldout = pairs(TRAIN), pairs([(i, c) for i, c, _ in HELDOUT])
+    gone = leaking(train, heldout)
+    assert gone == {0: "near-duplicate", 1: "verbatim", 2: "normalised", 4: "normalised"}
+    assert find_leaks([example for number, example in enumerate(train) if number not in gone], heldout) == []
 
 
 def test_dialogues_are_compared_by_all_that_was_said_before_the_answer() -> None:

@@ -23,6 +23,9 @@ KINDS: tuple[Kind, ...] = ("verbatim", "normalised", "near-duplicate")
 NEAR = 0.8
 """Least Jaccard index of the instructions' content words at which two examples are near-duplicates."""
 
+PROSE = 20
+"""Content words from which on a response is prose, which may be near another without being the same."""
+
 PROBE = 3
 """Words of an instruction that a document must have before it is searched for all of it."""
 
@@ -55,24 +58,17 @@ def find_leaks(train: Sequence[Example], heldout: Sequence[Example]) -> list[Lea
     - verbatim: the instruction stands in training character by character. Training on the question is a leak
       whatever the answer; `same_response` says whether the answer is the same too.
     - normalised: so after `normalise`.
-    - near-duplicate: the same normalised response, and instructions whose content words (see `content_words`)
-      have a Jaccard index of at least 0.8.
+    - near-duplicate: instructions whose content words (see `content_words`) have a Jaccard index of at least 0.8, and
+      the same normalised response, or, where both are prose, responses that are as much alike.
 
-    So an example that differs from training in a slot only (another path, number or name) is no leak: its
-    response differs too. Among equally grave leaks one with the same response is named, then the more alike, then
-    the first in training.
+    So an example that differs from training in a slot only (another path, number or name) is no leak: its response
+    differs too, and is too short to be prose. Nor is another question about the same long passage. Among equally grave
+    leaks one with the same response is named, then the more alike, then the first in training.
     """
     asked, answered = zip(*map(_texts, train), strict=True) if train else ((), ())
     by_text = _index(asked)
     by_normalised = _index([normalise(text) for text in asked])
-    wanted = {normalise(_texts(example)[1]) for example in heldout}
-    near = _NearIndex(
-        [
-            (number, response, content_words(asked[number]))
-            for number, response in enumerate(map(normalise, answered))
-            if response in wanted
-        ]
-    )
+    near = _NearIndex(asked, answered, {_key(_texts(example)[1]) for example in heldout})
     leaks = []
     for number, example in enumerate(heldout):
         instruction, response = _texts(example)
@@ -82,7 +78,7 @@ def find_leaks(train: Sequence[Example], heldout: Sequence[Example]) -> list[Lea
         elif same := by_normalised.get(normalise(instruction)):
             best = next((n for n in same if normalise(answered[n]) == normalise(response)), None)
             leaks.append(Leak("normalised", number, same[0] if best is None else best, best is not None))
-        elif (nearest := near.nearest(normalise(response), content_words(instruction))) is not None:
+        elif (nearest := near.nearest(instruction, response)) is not None:
             leaks.append(Leak("near-duplicate", number, nearest))
     return leaks
 
@@ -193,27 +189,49 @@ def _index(texts: Sequence[str]) -> dict[str, list[int]]:
     return dict(found)
 
 
+def _key(response: str) -> str:
+    """What the responses of near-duplicates have in common: the normalised text; of prose nothing."""
+    if len(response.split()) >= PROSE and len(content_words(response)) >= PROSE:
+        return ""
+    return normalise(response)
+
+
+def _alike(some: frozenset[str], others: frozenset[str]) -> float:
+    """Jaccard index."""
+    return len(some & others) / len(some | others)
+
+
 class _NearIndex:
-    """Finds the item of the same response with the most alike words.
+    """Finds the item of a like response with the most alike words.
 
     Prefix filtering (Chaudhuri, Ganti and Kaushik 2006): with words in one fixed order, rarest first, two sets of
     Jaccard index >= t share one of the first n - ceil(t n) + 1 words of each, n being the size of that set.
+
+    Args:
+        asked, answered: of each item.
+        keys: of the responses that will be looked for; items with others are left out.
     """
 
-    def __init__(self, items: Sequence[tuple[int, str, frozenset[str]]]) -> None:
-        self._count = Counter(word for _, _, words in items for word in words)
-        self._words = {number: words for number, _, words in items}
+    def __init__(self, asked: Sequence[str], answered: Sequence[str], keys: set[str]) -> None:
+        items = [(number, key) for number, key in enumerate(map(_key, answered)) if key in keys]
+        self._answered = answered
+        self._words = {number: content_words(asked[number]) for number, _ in items}
+        self._count = Counter(word for words in self._words.values() for word in words)
         self._postings = defaultdict(list)
-        for number, response, words in items:
-            for word in self._prefix(words):
-                self._postings[response, word].append(number)
+        for number, key in items:
+            for word in self._prefix(self._words[number]):
+                self._postings[key, word].append(number)
 
-    def nearest(self, response: str, words: frozenset[str]) -> int | None:
+    def nearest(self, instruction: str, response: str) -> int | None:
         """The number of the most alike item, the lowest one of equals; None where none is near enough."""
-        offered = {n for word in self._prefix(words) for n in self._postings.get((response, word), ())}
-        alike = ((len(words & self._words[n]) / len(words | self._words[n]), -n) for n in offered)
-        best = max(alike, default=(0.0, 0))
-        return -best[1] if best[0] >= NEAR else None
+        key, words = _key(response), content_words(instruction)
+        offered = {n for word in self._prefix(words) for n in self._postings.get((key, word), ())}
+        alike = sorted((-_alike(words, self._words[n]), n) for n in offered)
+        near = (number for unlike, number in alike if -unlike >= NEAR)
+        if key:
+            return next(near, None)
+        said = content_words(response)
+        return next((n for n in near if _alike(said, content_words(self._answered[n])) >= NEAR), None)
 
     def _prefix(self, words: frozenset[str]) -> list[str]:
         ordered = sorted(words, key=lambda word: (self._count[word], word))
