@@ -1,4 +1,4 @@
-"""A dataset hub on the loopback, for tests: it serves what the libraries ask of the real one, and misbehaves on demand.
+"""A hub on the loopback, for tests: it serves what the libraries ask of the real one, and misbehaves on demand.
 
 with UnrulyHub({"org/name": {"README.md": b"...", "data/0.parquet": b"..."}}) as hub:
     hub.faults["data/0.parquet"] = ["drop", "unavailable"]      # what befalls the next requests for its bytes
@@ -22,7 +22,7 @@ STALL = 1.0
 
 
 class UnrulyHub(ThreadingHTTPServer):
-    """Repositories by name, each its files by path, all at one commit and on the branch `main`."""
+    """Repositories by name, data sets and models alike, each its files by path, all at one commit and on `main`."""
 
     daemon_threads = True
 
@@ -59,10 +59,12 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path).strip("/")
         if path.startswith("api/datasets/"):
             self._facts(path.removeprefix("api/datasets/").split("/"), body)
-        elif not path.startswith("datasets/"):
-            self._refuse(404, "")
-        else:
+        elif path.startswith("api/models/"):
+            self._facts(path.removeprefix("api/models/").split("/"), body)
+        elif path.startswith("datasets/") or path.split("/")[2:3] == ["resolve"]:
             self._file(path.removeprefix("datasets/").split("/"))
+        else:
+            self._refuse(404, "")
 
     do_POST = do_HEAD = do_GET
 
@@ -80,7 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         if revision not in (COMMIT, "main"):
             return self._refuse(404, "RevisionNotFound")
         if verb == "revision":
-            return self._json({"id": "/".join(parts[:2]), "sha": COMMIT, "private": False, "siblings": []})
+            named = [{"rfilename": path} for path in files] if "/models/" in self.path else []
+            return self._json({"id": "/".join(parts[:2]), "sha": COMMIT, "private": False, "siblings": named})
         if verb == "tree":
             found = self._tree("/".join(parts[4:]), files, recursive="recursive=true" in self.path.lower())
             return self._json(found) if found else self._refuse(404, "EntryNotFound")

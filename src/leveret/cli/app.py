@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from leveret.cli import data, speak, train
+from leveret.cli.importing import import_app
+from leveret.cli.inspect import inspect_app
 from leveret.cli.launch import launch_app
 from leveret.cli.options import (
     CopyData,
@@ -36,8 +38,10 @@ app = typer.Typer(
 app.add_typer(data.tokenizer_app, name="tokenizer")
 app.add_typer(data.data_app, name="data")
 app.add_typer(data.audit_app, name="audit")
+app.add_typer(inspect_app, name="inspect")
 app.add_typer(runs_app, name="runs")
 app.add_typer(launch_app, name="launch")
+app.add_typer(import_app, name="import")
 train.add_verbs(app)
 speak.add_verbs(app)
 

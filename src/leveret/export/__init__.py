@@ -1,0 +1,1 @@
+"""Models in others' formats: in and out."""
