@@ -75,13 +75,23 @@ def show(
 
 @data_app.command("convert")
 def convert(
-    source: Annotated[str, typer.Argument(metavar="IN", help="Examples: jsonl, parquet, raw blocks, or A.txt,B.txt.")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="Examples: jsonl, parquet, marked turns, raw blocks, or A.txt,B.txt.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The .jsonl file to write.")],
 ) -> None:
-    """Turn examples of any known format into JSON lines."""
-    from leveret.data.convert import convert as convert_examples
+    """Turn examples and preference pairs of any known format into JSON lines; rows that are neither are named."""
+    import sys
 
-    print(f"{convert_examples(source, out)} examples in {out}")
+    from leveret.data.convert import convert as convert_examples
+    from leveret.data.refusals import Refusals
+
+    refused = Refusals()
+    count = convert_examples(source, out, refused)
+    if refused.count:
+        print(f"{refused.count:,} of {refused.count + count:,} rows refused: {refused}", file=sys.stderr)
+        print(*(f"  {line}" for line in refused.lines()), sep="\n", file=sys.stderr)
+    print(f"{count} examples in {out}")
 
 
 @data_app.command("inspect")

@@ -111,7 +111,7 @@ def text_of(row: Row, name: str) -> str:
     if wrong := flaw(value):
         raise Unfit(f"'{name}' has {wrong}")
     if found := _CONTROL.search(value):
-        raise Unfit(f"'{name}' has control characters, as binary data has ({found[0]!r} at character {found.start()})")
+        raise Unfit(f"'{name}' has control characters ({found[0]!r} at character {found.start()}; binary data?)")
     return value
 
 

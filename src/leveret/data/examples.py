@@ -197,9 +197,10 @@ def _enough(
         count += 1
     if refused.count > MOST_REFUSED * (refused.count + count):
         where, why = refused.first[0]
+        few, share = ("too few", f"more than {MOST_REFUSED:.0%}") if count else ("no", "all")
+        rows = f"{refused.count:,} of {refused.count + count:,} rows"
         raise UserError(
-            f"{refused.count:,} of {refused.count + count:,} rows in {describe(config)} are no {what}, "
-            f"more than {MOST_REFUSED:.0%}; the first: {where}: {why}"
+            f"{few} {what} in {describe(config)}: {rows}, {share}, are refused ({refused}); the first, {where}: {why}"
         )
     if not count:
         asked = f" of which {', '.join(config.where)} is what its `where` asks for" if config.where else ""

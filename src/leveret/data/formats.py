@@ -79,14 +79,18 @@ def _detect(row: Row) -> str:
     if "text" in given:
         return "marked"
     known = ", ".join(name for name in get_args(ExampleFormat) if name not in ("auto", "raw"))
-    raise Unfit(f"fits none of the formats {known}; its fields are: {names(row)}")
+    raise Unfit(f"fits no known format; its fields are: {names(row)}; known are {known}")
 
 
 def _instruction(row: Row) -> str:
     """The instruction, and below it what it is about."""
     instruction = text_of(row, "instruction")
-    about = next((name for name in _EXTRA if row.get(name)), None)
+    about = next((name for name in _EXTRA if _given(row.get(name))), None)
     return f"{instruction}\n\n{text_of(row, about)}" if about else instruction
+
+
+def _given(value: object) -> bool:
+    return bool(value.strip() if isinstance(value, str) else value)
 
 
 def _prompt(row: Row) -> list[Message] | None:

@@ -159,9 +159,11 @@ def _items(feed: Iterator[str], place: Place, drop: Drop) -> Iterator[bytes]:
             try:
                 end = decoder.raw_decode(text, at)[1]
             except (ValueError, RecursionError) as error:
-                more = next(feed, "") if len(text) - at <= MAX_ROW_BYTES else ""
+                endless = len(text) - at > MAX_ROW_BYTES
+                more = "" if endless else next(feed, "")
                 if not more:
-                    drop(f"{place.file}:{number}", f"{not_json(error)}, and the rest is not read")
+                    why = _TOO_LONG if endless else not_json(error)
+                    drop(f"{place.file}:{number}", f"{why}, and the rest is not read")
                     return
                 text, at = text[at:] + more, 0
                 continue
@@ -265,16 +267,25 @@ def _parquet_rows(path: Path, drop: Drop) -> Iterator[tuple[int, Row]]:
     try:
         with pq.ParquetFile(path, buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
             for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
-                for place in range(len(batch)):
+                for row in _objects(batch):
                     number += 1
-                    try:
-                        (row,) = batch.slice(place, 1).to_pylist()
-                    except (ValueError, OverflowError) as error:
-                        drop(f"{path}:{number}", f"cannot be read ({in_words(error)})")
+                    if isinstance(row, Exception):
+                        drop(f"{path}:{number}", f"cannot be read ({in_words(row)})")
                     else:
                         yield number, row
     except (OSError, ValueError, pa.ArrowException) as error:
         drop(str(path), f"cannot be read after row {number} ({damage(path, error)})")
+
+
+def _objects(batch: Any) -> list[Row | Exception]:
+    """The rows of a batch; in the place of one that Python cannot hold, such as text that is no UTF-8, the reason."""
+    try:
+        rows: list[Row | Exception] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if len(batch) == 1:
+            return [error]
+        return [row for place in range(len(batch)) for row in _objects(batch.slice(place, 1))]
+    return rows
 
 
 def read_text(path: Path, drop: Drop = refuse) -> str:

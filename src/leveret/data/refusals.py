@@ -9,7 +9,10 @@ from typing import Any
 NAMED = 10
 """Refused rows of a source that are named; the others are counted."""
 
-_PARTICULARS = re.compile(r"\s*(?:[(:;]|, found | at character | after row ).*", re.DOTALL)
+MOST_REASONS = 5
+"""Reasons that are told in a line, the most frequent first."""
+
+_PARTICULARS = re.compile(r"\s*(?:[(:;]|, found |, (?:byte|line) \d| at character | after row ).*", re.DOTALL)
 
 
 @dataclass
@@ -32,7 +35,8 @@ class Refusals:
         return self.reasons.total()
 
     def __str__(self) -> str:
-        return ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.most_common())
+        told = [f"{reason}: {count:,}" for reason, count in self.reasons.most_common(MOST_REASONS)]
+        return "; ".join(told + ["and others"] * (len(self.reasons) > MOST_REASONS))
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of them."""

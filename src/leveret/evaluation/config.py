@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from leveret.config import Config
 from leveret.data.config import ExamplesConfig
@@ -19,3 +19,10 @@ class EvaluateConfig(Config):
     """Prompts answered at once."""
     limit: int | None = Field(None, gt=0)
     """Examples used of each set. None: all."""
+
+    @model_validator(mode="after")
+    def _sets_are_whole(self) -> EvaluateConfig:
+        for name, source in self.sets.items():
+            if source.weight is not None:
+                raise ValueError(f"set '{name}' has a weight, which is for training; take it out")
+        return self
