@@ -131,18 +131,19 @@ def is_held_out(a: int, b: int, fraction: float) -> bool:
 
 
 def problems(options: ArithmeticOptions) -> Iterator[Problem]:
-    """The problems of one split, each prompt once, in equal shares of operation, digits and form.
+    """The problems of one split, each prompt once, in equal shares of operation, and within each of digits and form.
 
-    A cell of these that runs out leaves its share to the others; when all have, the problems end before `count`.
-    Within a cell a pair comes again, worded or ordered differently, only after every other pair has come.
+    A cell of these that runs out leaves its share to the others of its operation, and an operation to the other ones;
+    when all have, the problems end before `count`. Within a cell a pair comes again, worded or ordered differently,
+    only after every other pair has come.
     """
-    kinds = itertools.product(
-        dict.fromkeys(options.operations),
-        range(options.min_digits, options.max_digits + 1),
-        dict.fromkeys(options.forms),
-    )
-    cells = [_cell(options, *kind) for kind in kinds]
-    return itertools.islice(_in_turns(cells, random.Random(options.seed)), options.count)
+    rng = random.Random(options.seed)
+    kinds = list(itertools.product(range(options.min_digits, options.max_digits + 1), dict.fromkeys(options.forms)))
+    of_operations = [
+        _in_turns([_cell(options, operation, *kind) for kind in kinds], rng)
+        for operation in dict.fromkeys(options.operations)
+    ]
+    return itertools.islice(_in_turns(of_operations, rng), options.count)
 
 
 def as_documents(options: ArithmeticOptions) -> Iterator[str]:
