@@ -54,12 +54,13 @@ def _training(run: RunDir) -> str:
     rows = []
     for name in STAGES:
         if (summary := read_json(run / name / "summary.json")) and stages.get(name, {}).get("finished"):
-            loss = summary["final_validation_loss"]
+            steps, model = summary["steps"], summary.get("model_step", summary["steps"])
+            loss = summary["final_validation_loss" if model == steps else "best_validation_loss"]
             memory = summary["peak_memory_bytes"]
             rows.append(
                 [
                     name,
-                    f"{summary['steps']:,}",
+                    f"{steps:,}" if model == steps else f"{steps:,}, model of {model:,}",
                     f"{summary['tokens']:,}",
                     f"{summary['epochs']:.2f}",
                     f"{summary['train_seconds']:.0f}",
@@ -89,7 +90,14 @@ def _evaluation(run: RunDir) -> str:
         return ""
     loss = results["loss"]
     parts = ["## Evaluation"]
-    if loss:
+    if "pairs" in loss:
+        parts.append(
+            f"Of {loss['pairs']:,} held-out pairs of {results['stage']}'s the chosen answer is likelier in "
+            f"{loss['preferred']:.1%}, and has gained on the other in {loss['accuracy']:.1%}. Loss {loss['loss']:.4f}, "
+            f"margin {loss['margin']:.3f}; log-probability of the chosen {loss['chosen']:.2f}, of the rejected "
+            f"{loss['rejected']:.2f} nats."
+        )
+    elif loss:
         text = f"Validation loss {loss['loss']:.4f} nats a token, perplexity {loss['perplexity']:.2f}"
         if "bits_per_byte" in loss:
             text += f", {loss['bits_per_byte']:.4f} bits a byte"
@@ -125,10 +133,12 @@ def _audit(run: RunDir) -> str:
     if not facts:
         return ""
     leaks = sum(len(found) for found in facts["leaks"].values())
+    dropped = sum(sum(kinds.values()) for kinds in facts.get("dropped", {}).values())
+    left_out = f" {dropped} training examples were held out too and are left out of training." if dropped else ""
     held_out = ", ".join(f"{name} {count}" for name, count in facts["held_out"].items())
     return (
         f"## Audit\n\n{leaks} held-out examples leak. Compared word for word, normalised, and as near-duplicates: "
-        f"{held_out}; against {facts['training_examples']:,} training examples and every document of pretraining."
+        f"{held_out}; against {facts['training_examples']:,} training examples and every document of pretraining.{left_out}"
     )
 
 

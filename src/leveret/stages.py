@@ -154,7 +154,7 @@ def _preferences(
             return {}
         figures = measure(model, objective, whole.in_order(config.eval_batches), device, dtype)
         run.console.print(
-            f"chosen answer likelier {figures['preferred']:.1%} · margin {figures['margin']:.3f} · log-probability of "
+            f"{stage}: chosen answer likelier {figures['preferred']:.1%} · margin {figures['margin']:.3f} · log-probability of "
             f"the chosen {figures['chosen']:.2f}, of the rejected {figures['rejected']:.2f}",
             highlight=False,
         )

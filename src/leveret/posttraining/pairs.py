@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from leveret.data.examples import Example, Message, Preference
 from leveret.data.leaks import leaking, normalise
@@ -26,24 +26,24 @@ def write_pairs_as_shards(
     length: int,
     validation_fraction: float,
     facts: dict[str, Any],
-    too_long: Literal["drop", "refuse"] = "drop",
 ) -> dict[str, Any]:
     """Splits, renders, packs and writes pairs, by the rules for examples. Only the last answer is learnt.
 
     Args:
         length: tokens of a prompt with an answer; rows are twice as long. A pair where one of both is longer is left
-            out, or refused.
+            out.
 
     Returns:
-        what happened to them, which the manifest says too; `left_out` counts pairs.
+        what happened to them, which the manifest says too; counts are of pairs, `lengths` of
+        answered prompts.
 
     Raises:
-        UserError: no pair is left to train on, or one is too long and that is refused.
+        UserError: no pair is left to train on.
     """
-    fit, left_out = Fitter(tokenizer, length, too_long), 0
+    fit, left_out = Fitter(tokenizer, length, "drop"), 0
     sides: dict[str, list[tuple[Example, tuple[Fitted, ...]]]] = {"train": [], "validation": []}
     for pair in pairs:
-        worse = Example((*pair.prompt, Message("assistant", pair.rejected)), pair.source)
+        worse = Example((*pair.prompt, Message("assistant", pair.rejected)), pair.source, where=pair.where)
         answers = tuple(_last_answer(fitted) for each in (pair.example, worse) if (fitted := fit(each)) is not None)
         if len(answers) < 2 or not all(any(answer.learn) for answer in answers):
             left_out += 1
@@ -55,7 +55,7 @@ def write_pairs_as_shards(
     splits["train"] = [answers for number, answers in enumerate(splits["train"]) if number not in near]
     if not splits["train"]:
         raise UserError(f"no pair is left to train on: {left_out} have an answer longer than {length} tokens")
-    counts = {**fit.facts(), "left_out": left_out, "near_validation": len(near)}
+    counts = {**fit.facts(), "too_long": left_out, "left_out": left_out, "near_validation": len(near)}
     return write_rows(splits, tokenizer, folder, 2 * length, facts, counts)
 
 
