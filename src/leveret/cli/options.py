@@ -50,7 +50,6 @@ def open_run(
     """
     from rich.console import Console
 
-    from leveret.api import read_recipe
     from leveret.recipe import load_recipe
     from leveret.run import Run
     from leveret.rundir import find_run
@@ -61,6 +60,8 @@ def open_run(
     if smoke:
         recipe = shrink(recipe, console)
     if start_from is not None:
+        from leveret.api import read_recipe  # torch with it, which not every verb needs
+
         recipe = recipe.onto(read_recipe(find_run(start_from)[0]))
     if price is not None:
         recipe = recipe.with_price(price)

@@ -196,7 +196,7 @@ def render(stats: Stats) -> list[Table]:
     return [_splits_table(stats), *([_sources_table(stats)] if stats.sources else []), *_shape_tables(stats)]
 
 
-def _bar(share: float) -> str:
+def bar(share: float) -> str:
     """A bar for a share of the longest, in eighths of a character."""
     eighths = round(share * BAR * 8)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
@@ -231,28 +231,32 @@ def _sources_table(stats: Stats) -> Table:
     )
 
 
-def _shape_tables(stats: Stats) -> list[Table]:
-    edges = 2 ** np.arange(int(stats.lengths[-1]).bit_length() + 1)
-    found, _ = np.histogram(stats.lengths, edges)
+def length_table(lengths: IntArray, title: str) -> Table:
+    """How many documents are how long, by powers of two. lengths: tokens of each, rising, [N]."""
+    edges = 2 ** np.arange(int(lengths[-1]).bit_length() + 1)
+    found, _ = np.histogram(lengths, edges)
     shown = list(zip(edges.tolist(), found.tolist(), strict=False))[int((found > 0).argmax()) :]
-    middle = ", ".join(f"{q}%: {np.percentile(stats.lengths, q):,.0f}" for q in (5, 25, 50, 75, 95, 99))
-    lengths = Table(
-        f"Tokens of a document: mean {stats.lengths.mean():,.0f}, longest {stats.lengths[-1]:,}; {middle}",
+    middle = ", ".join(f"{q}%: {np.percentile(lengths, q):,.0f}" for q in (5, 25, 50, 75, 95, 99))
+    return Table(
+        f"{title}: mean {lengths.mean():,.0f}, longest {lengths[-1]:,}; {middle}",
         ["tokens", "documents", "share", ""],
         [
-            [f"{low:,} to {2 * low - 1:,}", f"{n:,}", f"{n / len(stats.lengths):.1%}", _bar(n / found.max())]
+            [f"{low:,} to {2 * low - 1:,}", f"{n:,}", f"{n / len(lengths):.1%}", bar(n / found.max())]
             for low, n in shown
         ],
     )
+
+
+def _shape_tables(stats: Stats) -> list[Table]:
     total = max(int(stats.counts.sum()), 1)
     half, most = stats.entries_for(0.5), stats.entries_for(0.99)
     frequencies = Table(
         f"Tokens: {half:,} of {len(stats.counts):,} entries make up half of the text, {most:,} make up 99%; "
         f"{stats.never_seen:.1%} never occur",
         ["most frequent", "times", "share", ""],
-        [[name, f"{n:,}", f"{n / total:.2%}", _bar(n / stats.top[0][1])] for name, n in stats.top],
+        [[name, f"{n:,}", f"{n / total:.2%}", bar(n / stats.top[0][1])] for name, n in stats.top],
     )
-    return [lengths, frequencies]
+    return [length_table(stats.lengths, "Tokens of a document"), frequencies]
 
 
 # --- pictures ------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 NARROW = 18
 """Characters that the first column may be folded to."""
 _APART = 3
+IN_ASCII = str.maketrans("█▉▊▋▌▍▎▏▇▆▅▄▃▂▁", "#######|%*+=-:.")
+"""Bars and lines of bars for a terminal that can write no more than ASCII."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Table:
             justify: Literal["left", "right"] = "left" if number == 0 or not column else "right"
             table.add_column(Text(column), justify=justify, no_wrap=number > 0, overflow="fold")
         for row in self.rows:
-            table.add_row(*map(Text, row[:shown]))  # as Text: names may look like rich's markup
+            cells = [cell.translate(IN_ASCII) if options.ascii_only else cell for cell in row[:shown]]
+            table.add_row(*map(Text, cells))  # as Text: names may look like rich's markup
         yield Text(self.title, style="bold")
         yield table
         yield Text()
