@@ -3,7 +3,7 @@
     leveret-math --leveret run--> model --greedy answers to held-out problems--> the last number of each --> accuracy
 
 Held out are pairs of operands, whatever their order and the operation (leveret/tasks/arithmetic.py). What is typed
-is `2790 + 6698 =`; of an answer that shows its working the number after the last = counts. The problems that the
+is `2790 + 6698 =`; of an answer that shows its working the last word counts. The problems that the
 published ParchmentLM was shown with stand beside.
 Run: python benchmarks/arithmetic_accuracy.py [--run RUN] [--work DIR] [--examples 500] [--quick]
 """
@@ -41,15 +41,11 @@ QUICK = [
 ]  # fmt: skip
 
 
-def last_number(answer: str) -> str:
-    return answer.rpartition("=")[2].strip()
-
-
 def right_of(model: LoadedModel, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
     """Of each prompt, whether the greedy answer ends by itself in the right number."""
     found = model.complete(prompts, temperature=0.0, max_new_tokens=32)
     return [
-        each.finish == "stop" and last_number(each.text) == right for each, right in zip(found, answers, strict=True)
+        each.finish == "stop" and each.text.split()[-1:] == [right] for each, right in zip(found, answers, strict=True)
     ]
 
 

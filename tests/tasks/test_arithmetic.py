@@ -157,21 +157,41 @@ def test_documents_and_pairs_say_the_same() -> None:
         assert int(a) + int(b) == int(right)
 
 
-def test_working_is_shown_where_there_is_any() -> None:
-    options = ArithmeticOptions(operations=("*", "+"), forms=("symbolic",), max_digits=3, count=2000, working=True)
+def test_working_ends_in_the_answer() -> None:
+    options = ArithmeticOptions(forms=("symbolic",), max_digits=3, count=4000, working=True)
     plain = dict(as_pairs(options.model_copy(update={"working": False})))
     worked = dict(as_pairs(options))
     assert list(worked) == list(plain)
-    for prompt, text in worked.items():
-        *work, answer = text.split(" = ")
-        assert answer == plain[prompt]
-        a, operation, b, _ = prompt.split()
-        parts = sum(digit != "0" for digit in b)
-        assert len(work) == (operation == "*" and len(a) > 1 and parts > 1)
-        if work:
-            addends = [int(part) for part in work[0].split(" + ")]
-            assert sum(addends) == int(answer) and len(addends) == parts
-            assert all(addend % int(a) == 0 for addend in addends)
+    assert all(text.split()[-1] == plain[prompt] for prompt, text in worked.items())
+    assert all(worked[prompt] == plain[prompt] for prompt in plain if " / " in prompt)
+
+
+def test_sums_and_differences_are_worked_from_the_right() -> None:
+    for operation in "+-":
+        options = ArithmeticOptions(operations=(operation,), forms=("symbolic",), count=1000, working=True)
+        for prompt, text in as_pairs(options):
+            a, _, b, _ = prompt.split()
+            digits, carry = "", 0
+            for x, y in zip(a.zfill(4)[::-1], b.zfill(4)[::-1], strict=True):
+                column = int(x) + carry + (int(y) if operation == "+" else -int(y))
+                carry, digit = divmod(column, 10)
+                digits += str(digit)
+            width = len(a) if operation == "-" else len(str(int(a) + int(b)))
+            assert text.split(" -> ")[0] == digits[:width]
+
+
+def test_products_are_worked_by_the_second_numbers_digits() -> None:
+    options = ArithmeticOptions(operations=("*",), forms=("symbolic",), max_digits=3, count=2000, working=True)
+    worked = [(prompt, text) for prompt, text in as_pairs(options) if " = " in text]
+    assert len(worked) > 1000
+    for prompt, text in worked:
+        a, _, b, _ = prompt.split()
+        addends = [int(part) for part in text.split(" = ")[0].split(" + ")]
+        assert addends == [int(a) * int(digit) * 10 ** (len(b) - 1 - at) for at, digit in enumerate(b) if digit != "0"]
+        assert sum(addends) == int(text.split()[-1])
+        assert len(addends) > 1
+        assert int(a) > 9
+        assert text.split(" = ")[1].split(" -> ")[0][::-1] == text.split()[-1]
 
 
 @pytest.mark.parametrize(

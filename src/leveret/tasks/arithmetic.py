@@ -89,7 +89,10 @@ class ArithmeticOptions(Config):
     heldout_fraction: float = Field(0.1, ge=0.001, le=0.5)
     """Share of the pairs that is held out, from 0.001 to 0.5. Both splits must be made with the same share."""
     working: bool = False
-    """Answer a product of numbers of several digits with its partial products: `3760 + 141 = 3901` to `47 * 83 =`."""
+    """Show how an answer is found: a sum's or a difference's digits from the right, as they are worked out, then the
+    answer, `8849 -> 9488` to `2790 + 6698 =`; a product's partial products, then their sum, `3760 + 141 = 1093 -> 3901`
+    to `47 * 83 =`. Each digit then follows from few others (Lee et al., 2023, "Teaching Arithmetic to Small
+    Transformers"), so that a small model learns it from few problems. Divisions have none."""
     seed: int = 0
     """Seed of the order. Which pairs are held out does not depend on it."""
 
@@ -116,12 +119,14 @@ class Problem:
 
     @property
     def worked(self) -> str:
-        """The answer after the partial products of the second number's digits, where there is more than one."""
+        """The answer after its working, as ArithmeticOptions.working says; the last word is the answer."""
         a, b = self.operands
+        if self.operation in "+-":  # as many digits of a difference as there are columns
+            return f"{self.answer.zfill(len(str(a)) if self.operation == '-' else 0)[::-1]} -> {self.answer}"
         places = [a * int(digit) * 10**power for power, digit in enumerate(reversed(str(b))) if digit != "0"]
-        if self.operation != "*" or len(places) < 2 or a < 10:
+        if self.operation == "/" or len(places) < 2 or a < 10:
             return self.answer
-        return f"{' + '.join(map(str, reversed(places)))} = {self.answer}"
+        return f"{' + '.join(map(str, reversed(places)))} = {self.answer[::-1]} -> {self.answer}"
 
 
 def is_held_out(a: int, b: int, fraction: float) -> bool:
