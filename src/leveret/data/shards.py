@@ -241,6 +241,8 @@ class TokenStore:
 
 def _entries(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What a manifest says of each file."""
+    if "references" in manifest:
+        yield manifest["references"]
     for split in manifest["splits"].values():
         yield from (split[key] for key in ("starts", "windows", "offsets") if key in split)
         for shard in split["shards"]:
