@@ -161,7 +161,8 @@ def test_a_format_that_is_asked_for_must_fit(tmp_path: Path) -> None:
 def test_written_examples_read_back(tmp_path: Path) -> None:
     dialogue = Example((Message("system", "s"), Message("user", "ü\n"), Message("assistant", "a")), meta={"set": "b"})
     written = [one_turn("List files", "ls", meta={"set": "a", "intent": "ls"}), dialogue]
-    assert write_examples(tmp_path / "a.jsonl", written) == 2
+    written.append(one_turn("x", "y", meta={"half a pair": "\ud800"}))
+    assert write_examples(tmp_path / "a.jsonl", written) == 3
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows[0] == {"instruction": "List files", "command": "ls", "set": "a", "intent": "ls"}
     found = list(read_examples(tmp_path / "a.jsonl"))

@@ -107,6 +107,14 @@ def test_rows_that_are_not_wanted_are_neither_read_nor_refused(tmp_path: Path) -
     assert [where for where, _ in found.refused[0].first] == ["dolly.jsonl:21"]
 
 
+def test_numbers_and_booleans_are_asked_for_as_json_has_them(tmp_path: Path) -> None:
+    for name, value in (("a", True), ("b", 3), ("c", None), ("d", {"x": 1})):
+        write_source(tmp_path, name, 2, label=value)
+    found = drawn(tmp_path, {"paths": ["*.jsonl"], "where": {"label": ["true", "3", "None", "null"]}})
+    assert by_source(found) == {"a.jsonl": 2, "b.jsonl": 2}
+    assert [example.where for example in found.items][:3] == ["a.jsonl:1", "a.jsonl:2", "b.jsonl:1"]
+
+
 def test_rows_of_the_hub_are_filtered_capped_and_refused_by_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

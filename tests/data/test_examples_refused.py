@@ -186,17 +186,20 @@ def test_prepare_tells_what_it_refused_and_the_manifest_keeps_it(tmp_path: Path)
     write_project(tmp_path)
     with (tmp_path / "pairs.jsonl").open("a") as file:
         file.write('{"instruction": "x"}\n{"instruction": "x", "command": ""}\n')
+        file.write(json.dumps({"instruction": "x " * 100, "command": "ls"}) + "\n")
     console = io.StringIO()
     run = run_of(tmp_path, told=console)
     run.upto("prepare")
     lines = console.getvalue().splitlines()
-    place = lines.index("prepare: pairs.jsonl: 2 of 242 rows refused: fits no known format: 1; 'command' is empty: 1")
+    place = lines.index("prepare: pairs.jsonl: 2 of 243 rows refused: fits no known format: 1; 'command' is empty: 1")
     assert lines[place + 1].startswith("prepare:   pairs.jsonl:241: fits no known format; its fields are: instruction;")
     assert lines[place + 2] == "prepare:   pairs.jsonl:242: 'command' is empty"
     (drawn,) = run.store("finetune").manifest["drawn"]
-    assert (drawn["read"], drawn["taken"], drawn["refused"]["count"]) == (240, 240, 2)
+    assert (drawn["read"], drawn["taken"], drawn["refused"]["count"]) == (241, 241, 2)
     assert drawn["refused"]["reasons"] == {"fits no known format": 1, "'command' is empty": 1}
     assert drawn["refused"]["first"][1] == {"where": "pairs.jsonl:242", "why": "'command' is empty"}
+    assert "prepare: examples longer than 64 tokens: 1 left out" in console.getvalue()
+    assert run.store("finetune").manifest["examples"]["first_too_long"] == ["pairs.jsonl:243"]
 
 
 def test_a_strict_stage_and_a_held_out_set_refuse_the_first_bad_row(tmp_path: Path) -> None:

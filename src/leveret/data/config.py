@@ -90,7 +90,8 @@ class ExamplesConfig(OriginConfig):
     format: ExampleFormat = "auto"
     """Fields to read an example from; `auto` takes the first format of which a row has all fields."""
     where: dict[str, list[str]] = {}
-    """Keep only rows whose other fields have one of these values, such as {category: [open_qa, closed_qa]}."""
+    """Keep only rows whose other fields have one of these values, such as {category: [open_qa, closed_qa]}; numbers and
+    booleans as JSON writes them, in quotes."""
     max_examples: PositiveInt | None = None
     """Read at most this many examples; without it, all."""
     weight: float | None = Field(default=None, gt=0)

@@ -38,6 +38,8 @@ class Example:
     """Label of the file, dataset or generator it came from."""
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Whatever else its row says, such as an intent or a category."""
+    where: str = field(default="", compare=False)
+    """`file:line` of its row; empty if it is generated."""
 
     @property
     def instruction(self) -> str:
@@ -64,11 +66,13 @@ class Preference:
     """Label of the file, dataset or generator it came from."""
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Whatever else its row says."""
+    where: str = field(default="", compare=False)
+    """`file:line` of its row; empty if it is generated."""
 
     @property
     def example(self) -> Example:
         """The prompt with the better answer."""
-        return Example((*self.prompt, Message("assistant", self.chosen)), self.source, self.meta)
+        return Example((*self.prompt, Message("assistant", self.chosen)), self.source, self.meta, self.where)
 
 
 def one_turn(instruction: str, response: str, source: str = "", meta: Mapping[str, Any] | None = None) -> Example:

@@ -41,8 +41,8 @@ MOST_REFUSED = 0.5
 """Share of a source's rows that may be refused; more of them mean that it is no source of examples."""
 
 T = TypeVar("T")
-Parse = Callable[[Row, ExampleFormat, str], T]
-"""(row, format, source) to what stands in it; raises Unfit."""
+Parse = Callable[[Row, ExampleFormat, str, str], T]
+"""(row, format, source, where) to what stands in it; raises Unfit."""
 
 
 def examples(
@@ -69,7 +69,7 @@ def preferences(
     """The preference pairs of one source, in order; arguments and failures as of `examples`."""
     if config.format not in ("auto", "preference"):
         raise UserError(f"{describe(config)}: pairs to prefer by have the format 'preference', not '{config.format}'")
-    read = _source(config, base_dir, generators, lambda row, format, source: preference_of(row, source))
+    read = _source(config, base_dir, generators, lambda row, format, source, where: preference_of(row, source, where))
     return _enough(read, "preference pairs", config, base_dir, drop)
 
 
@@ -98,7 +98,8 @@ def write_examples(path: Path, examples: Iterable[Example | Preference]) -> int:
     part = path.with_name(path.name + ".part")
     count = 0
     try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
+        # Of half a surrogate pair among the other fields, a backslash makes what JSON has for it.
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             for example in examples:
                 file.write(json.dumps(_to_row(example), ensure_ascii=False, default=str) + "\n")
                 count += 1
@@ -139,7 +140,7 @@ def _source(
         for where, row, format, source in _rows(config, base_dir, drop):
             if _wanted(row, config):
                 try:
-                    yield parse(row, format, source)
+                    yield parse(row, format, source, _named(where, base_dir))
                 except Unfit as error:
                     drop(where, str(error))
 
@@ -175,10 +176,19 @@ def _rows(config: ExamplesConfig, base_dir: Path, drop: Drop) -> Iterator[tuple[
 
 def _wanted(fields: Mapping[str, Any], config: ExamplesConfig) -> bool:
     """Whether a row has what the source's `where` asks for."""
-    return all(
-        not isinstance(value := fields.get(key), dict | list) and str(value) in wanted
-        for key, wanted in config.where.items()
-    )
+    return all(_spelt(fields.get(key)) in wanted for key, wanted in config.where.items())
+
+
+def _spelt(value: object) -> str | None:
+    """A text as it is, a number or boolean as JSON has it; None for anything else."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value) if isinstance(value, int | float) else None
+
+
+def _named(where: str, base_dir: Path) -> str:
+    """A row's place as the user is told of it: relative to `base_dir` where it lies inside."""
+    return shown(where.removeprefix(f"{base_dir}/"))
 
 
 def _enough(
@@ -188,9 +198,8 @@ def _enough(
     refused, count = Refusals(), 0
 
     def note(where: str, why: str) -> None:
-        where = shown(where.removeprefix(f"{base_dir}/"))  # as `label` has it
-        refused(where, why)
-        drop(where, why)
+        refused(_named(where, base_dir), why)
+        drop(_named(where, base_dir), why)
 
     for item in islice(read(note), config.max_examples):
         yield item

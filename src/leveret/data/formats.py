@@ -19,11 +19,11 @@ _ANSWERS = ("chosen", "rejected")
 _CONTENT = {"messages", "instruction", *_EXTRA, "command", "prompt", "completion", "output", "response", *_ANSWERS}
 
 
-def example_of(row: Row, format: ExampleFormat, source: str) -> Example:
+def example_of(row: Row, format: ExampleFormat, source: str, where: str) -> Example:
     """The example in a row, in the format or, with `auto`, in the first that has all its fields. Raises Unfit."""
     kind = _detect(row) if format == "auto" else format
     if kind == "preference":
-        return preference_of(row, source).example
+        return preference_of(row, source, where).example
     if kind == "raw":
         raise Unfit("'raw' is the format of .txt files; leave it 'auto' here")
     used = set(_CONTENT)
@@ -38,10 +38,10 @@ def example_of(row: Row, format: ExampleFormat, source: str) -> Example:
         answer = next((name for name in answers if row.get(name) is not None), answers[0])
         asked = _instruction(row) if kind == "instruction-response" else text_of(row, question)
         said = [Message("user", asked), Message("assistant", text_of(row, answer))]
-    return Example(dialogue(said), source, {key: value for key, value in row.items() if key not in used})
+    return Example(dialogue(said), source, {key: value for key, value in row.items() if key not in used}, where)
 
 
-def preference_of(row: Row, source: str) -> Preference:
+def preference_of(row: Row, source: str, where: str) -> Preference:
     """The preference pair in a row. Raises Unfit.
 
     `chosen` and `rejected` are answers to `prompt` (a text or messages) or to `instruction` and `input`, or they are
@@ -57,14 +57,14 @@ def preference_of(row: Row, source: str) -> Preference:
     for answer in (chosen, rejected):
         dialogue([*better, Message("assistant", answer)])
     meta = {key: value for key, value in row.items() if key not in _CONTENT}
-    return Preference(tuple(better), chosen, rejected, source, meta)
+    return Preference(tuple(better), chosen, rejected, source, meta, where)
 
 
-def pair_or_example_of(row: Row, format: ExampleFormat, source: str) -> Preference | Example:
+def pair_or_example_of(row: Row, format: ExampleFormat, source: str, where: str) -> Preference | Example:
     """The preference pair in a row that has both answers, else its example. Raises Unfit."""
     if format in ("auto", "preference") and all(row.get(name) is not None for name in _ANSWERS):
-        return preference_of(row, source)
-    return example_of(row, format, source)
+        return preference_of(row, source, where)
+    return example_of(row, format, source, where)
 
 
 def _detect(row: Row) -> str:

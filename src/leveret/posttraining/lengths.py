@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from leveret.data.examples import Example, Message
+from leveret.data.refusals import NAMED
 from leveret.errors import UserError
 from leveret.tokenizer.template import render
 from leveret.tokenizer.tokenizer import Tokenizer
@@ -47,6 +48,7 @@ class Fitter:
     def __init__(self, tokenizer: Tokenizer, length: int, policy: TooLong) -> None:
         self.tokenizer, self.length, self.policy = tokenizer, length, policy
         self.lengths: list[int] = []
+        self.first: list[str] = []
         self.too_long = self.truncated = 0
 
     def __call__(self, example: Example) -> Fitted | None:
@@ -61,10 +63,12 @@ class Fitter:
         if length <= self.length:
             return whole
         self.too_long += 1
+        if example.where and len(self.first) < NAMED:
+            self.first.append(example.where)
         if self.policy == "refuse":
-            said = " ".join(example.instruction.split())[:60]
+            said = f"{example.where or example.source or 'example'} {' '.join(example.instruction.split())[:60]!r}"
             raise UserError(
-                f"{example.source or 'example'} {said!r} has {length} tokens, more than sequence_length {self.length}; "
+                f"{said} has {length} tokens, more than sequence_length {self.length}; "
                 "raise that, or set too_long to drop or truncate"
             )
         cut = self._cut(example.messages) if self.policy == "truncate" else None
@@ -84,6 +88,7 @@ class Fitter:
             "too_long": self.too_long,
             "truncated": self.truncated,
             "left_out": self.left_out,
+            "first_too_long": self.first,
             "lengths": dict(zip(marks, found, strict=True)),
         }
 
@@ -117,4 +122,5 @@ def told(facts: dict[str, Any], length: int, what: str = "examples") -> str:
         return ""
     done = [f"{facts[key]} {how}" for key, how in (("truncated", "cut"), ("left_out", "left out")) if facts[key]]
     lengths = ", ".join(f"{name} {value}" for name, value in facts["lengths"].items())
-    return f"{what} longer than {length} tokens: {', '.join(done)} (lengths: {lengths})"
+    first = f"; the first: {', '.join(facts['first_too_long'])}" * bool(facts["first_too_long"])
+    return f"{what} longer than {length} tokens: {', '.join(done)} (lengths: {lengths}){first}"
