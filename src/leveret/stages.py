@@ -154,8 +154,8 @@ def _preferences(
             return {}
         figures = measure(model, objective, whole.in_order(config.eval_batches), device, dtype)
         run.console.print(
-            f"{stage}: chosen answer likelier {figures['preferred']:.1%} · margin {figures['margin']:.3f} · log-probability of "
-            f"the chosen {figures['chosen']:.2f}, of the rejected {figures['rejected']:.2f}",
+            f"{stage}: chosen answer likelier {figures['preferred']:.1%} · margin {figures['margin']:.3f} · "
+            f"log-probability of the chosen {figures['chosen']:.2f}, of the rejected {figures['rejected']:.2f}",
             highlight=False,
         )
         return {f"validation_{name}": figures[name] for name in figures if name not in ("pairs", "loss")}

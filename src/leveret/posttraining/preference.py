@@ -31,7 +31,8 @@ def answer_log_probabilities(model: Decoder, batch: Batch, most: int) -> tuple[T
     Args:
         most: D. Documents beyond it teach nothing (the filling of a row is one).
     """
-    assert batch.documents is not None and batch.positions is not None
+    assert batch.documents is not None
+    assert batch.positions is not None
     rows, targets = len(batch.inputs), batch.targets.flatten()
     first = torch.arange(rows, device=targets.device)[:, None] * most
     # No answer is longer than the context, but two of them are a row, and so its filling may be.
