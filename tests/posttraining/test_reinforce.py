@@ -152,6 +152,7 @@ def test_rows_hold_a_prompt_with_its_answer_and_only_that_is_learnt() -> None:
         ({"steps": None, "tokens": 100}, "give steps or epochs"),
         ({"parallel": {"kind": "fsdp"}}, "take ddp"),
         ({"patience": 2}, "patience"),
+        ({"precision": "fp8"}, "take bf16"),
         ({"loss_kernel": "liger"}, "need chunked"),
     ],
 )

@@ -159,6 +159,8 @@ class ReinforceConfig(PosttrainingConfig):
             raise ValueError("patience is for held-out losses, and what is measured here is a reward; leave it out")
         if self.parallel.kind == "fsdp":
             raise ValueError("parallel.kind fsdp is not for reinforce: each device samples with all weights; take ddp")
+        if self.precision == "fp8":
+            raise ValueError("precision fp8 is not for reinforce: single tokens cannot be sampled in it; take bf16")
         if self.loss_kernel != "chunked":
             raise ValueError(f"loss_kernel {self.loss_kernel} sums over all answers; rewards need chunked")
         return self
