@@ -91,12 +91,12 @@ GPU = ("gpu_memory_bytes", "gpu_utilisation", "power_watts")
 """What metrics say besides where there is one."""
 
 
-def outcome(run: Path, steps: int) -> tuple[list[dict[str, Any]], str, dict[str, str]]:
+def outcome(run: Path, steps: int, stage: str = "pretrain") -> tuple[list[dict[str, Any]], str, dict[str, str]]:
     """What must be equal: metrics but for the clock's, samples, and the hashes of the last checkpoint's tensors."""
     clocks = {"tokens_per_second", "train_seconds", "mfu", "peak_memory_bytes", *GPU}
-    lines = (run / "pretrain" / "metrics.jsonl").read_text().splitlines()
+    lines = (run / stage / "metrics.jsonl").read_text().splitlines()
     rows = [{key: value for key, value in json.loads(line).items() if key not in clocks} for line in lines]
-    last = run / "pretrain" / "checkpoints" / f"step-{steps:08d}"
+    last = run / stage / "checkpoints" / f"step-{steps:08d}"
     files = json.loads((last / "manifest.json").read_text())["files"]
-    samples = (run / "pretrain" / "samples.md").read_text()
+    samples = (run / stage / "samples.md").read_text()
     return rows, samples, {name: digest for name, digest in files.items() if name.endswith(".safetensors")}
