@@ -138,7 +138,8 @@ def _audit(run: RunDir) -> str:
     held_out = ", ".join(f"{name} {count}" for name, count in facts["held_out"].items())
     return (
         f"## Audit\n\n{leaks} held-out examples leak. Compared word for word, normalised, and as near-duplicates: "
-        f"{held_out}; against {facts['training_examples']:,} training examples and every document of pretraining.{left_out}"
+        f"{held_out}; against {facts['training_examples']:,} training examples and every document of pretraining."
+        f"{left_out}"
     )
 
 

@@ -12,11 +12,13 @@ from pydantic import ValidationError
 from tiny_training import LENGTH, VOCABULARY, figures, same, settings, trainer, weights
 from torch import Tensor
 
+from leveret.changes import may_go_on
 from leveret.data.batches import Batch
 from leveret.data.shards import ShardWriter, TokenStore
 from leveret.data.windows import concatenated
 from leveret.errors import UserError
 from leveret.model.decoder import Decoder
+from leveret.recipe import load_recipe, to_yaml
 from leveret.training import checkpoint
 from leveret.training.checkpoint import steps_on_disk
 from leveret.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -179,6 +181,17 @@ def test_more_patience_goes_on_from_the_best(
         train(trainer(tmp_path / folder, few, stopping(patience=PATIENCE + 2)))
     assert len(validations(tmp_path / "longer")) > len(validations(straight[0]))
     assert_ended_as(tmp_path / "longer", tmp_path / "at-once")
+
+
+def test_patience_may_change_in_a_stage_that_has_begun(tmp_path: Path, few: TokenStore) -> None:
+    short = ["pretrain.tokens=null", "pretrain.steps=80", "pretrain.checkpoint_every=null"]
+    recipe = load_recipe("smallm-20m", [*short, "pretrain.patience=2"])[0]
+    changed = load_recipe("smallm-20m", [*short, "pretrain.patience=5"])[0]
+    train(trainer(tmp_path, few, stopping(steps=4), recipe=to_yaml(recipe)))
+    for finished in (True, False):
+        goes_on, said = may_go_on(tmp_path, "pretrain", changed, finished, "its recipe changed", lambda config: 80)
+        assert goes_on
+        assert said == "goes on from step 4 of 80 to 80: pretrain.patience 2 -> 5"
 
 
 def test_a_best_checkpoint_that_is_damaged_is_not_taken(tmp_path: Path, few: TokenStore) -> None:

@@ -110,6 +110,10 @@ def show(run: Run) -> None:
     energy = "" if stage.energy_kwh is None else f"{stage.energy_kwh:.3g} kWh"
     told = {"step": step, "loss": loss, "validation loss": validation, "time": time, "energy": energy, "cost": cost}
     print(f"{stage.name}: " + ", ".join(f"{name} {value}" for name, value in told.items() if value))
+    model = stage.summary.get("model_step")
+    if model not in (None, stage.summary.get("steps")):
+        early = "stopped early; " if stage.summary.get("stopped_early") else ""
+        print(f"{early}the model is that of step {model}, which validated best")
     if counts := happened(found.path / stage.name):
         print("events: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()))
     _draw(found.path / stage.name, console)
