@@ -235,6 +235,11 @@ def test_a_folder_that_cannot_be_read_is_no_tree() -> None:
     assert one(deep) == Outcome(0, "ok\n", None)
 
 
+def test_a_job_that_cannot_be_laid_out_is_not_tried_and_the_next_is() -> None:
+    jobs = [Job("ls", {"x" * 300: ""}), Job("ls", {"\ud800": ""}), Job("ls", {"a": "", "a/b": ""}), Job("echo next")]
+    assert run(jobs) == [Outcome(None)] * 3 + [Outcome(0, "next\n", {})]
+
+
 def test_when_who_asked_is_gone_so_is_the_sandbox() -> None:
     mark = f"marked-{os.getpid()}-{time.monotonic_ns()}"
     code = f"from leveret.tasks.shell.sandbox import *; run([Job('exec -a {mark} sleep 60')], 60)"

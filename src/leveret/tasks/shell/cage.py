@@ -163,22 +163,22 @@ def do(command: str, files: dict[str, str | None], places: list[str], seconds: f
     """Runs a command with these files there (None: a folder), relative ones in its folder.
 
     Returns:
-        status: its exit code, negative after a signal; None where it went over the time or the output. output: what it
-        wrote to stdout. tree: what is there then; None where that cannot be read.
+        status: its exit code, negative after a signal; None where it went over the time or the output, or could not be
+        tried. output: what it wrote to stdout. tree: what is there then; None where that cannot be read.
     """
     options = f"size={FOLDER_BYTES},nr_inodes={FOLDER_FILES},mode=755,uid={INSIDE},gid={INSIDE}"
     mount("tmpfs", THROWAWAY, "tmpfs", NOSUID | NODEV, options)
+    status, output, tree = None, b"", None
     try:
         made = lay_out(files, places)
         begun = int(time.time())
         status, output = attempt(command, seconds)
-        try:
-            tree = {path: facts for folder in made for path, facts in described(folder, begun)}
-        except (OSError, RecursionError):
-            tree = None
-        return {"status": status, "output": output.decode("utf-8", "backslashreplace"), "tree": tree}
+        tree = {path: facts for folder in made for path, facts in described(folder, begun)}
+    except (OSError, ValueError, RecursionError):  # a name that is too long, a folder that is too deep
+        pass
     finally:
         check(libc.umount2(THROWAWAY.encode(), DETACH), "umount")
+    return {"status": status, "output": output.decode("utf-8", "backslashreplace"), "tree": tree}
 
 
 def lay_out(files: dict[str, str | None], places: list[str]) -> list[Path]:

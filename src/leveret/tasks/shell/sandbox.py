@@ -42,7 +42,8 @@ class Job:
 class Outcome:
     """What came of a command.
 
-    status: its exit code, negative after a signal; None where it was ended for taking too long or saying too much.
+    status: its exit code, negative after a signal; None where it was ended for taking too long or saying too much, or
+    could not be tried.
     output: the first 256 KiB of its stdout. tree: what was there then, [kind, mode, content's hash or target, time] by
     path as in Files; None where that could not be read.
     """
