@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from tokenizer_samples import CORPUS, ROLES, SPECIALS, TRAINED, trained_config
 from transformers import AutoTokenizer
 
+from leveret.data.examples import Example, Message
+from leveret.posttraining.lengths import Fitter, as_messages
 from leveret.tokenizer import SpecialRoles, Tokenizer, render, train_tokenizer
 from leveret.tokenizer.patterns import PATTERNS
 from leveret.tokenizer.ranks import definition_of
@@ -264,3 +266,28 @@ def test_tokenizers_of_others_give_the_ids_of_transformers(
             assert whole.ids == theirs.apply_chat_template(chat)["input_ids"]
         else:
             assert tokenizer.decode(whole.ids) == tokenizer.decode(theirs.apply_chat_template(chat)["input_ids"])
+
+
+# --- cut to a row's length -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bpe-gpt2", "sentencepiece-unigram"])
+@pytest.mark.parametrize("name", template_names())
+def test_what_is_cut_to_a_rows_length_learns_whole_answers(made: Made, name: str, kind: str) -> None:
+    tokenizer = made.get(kind, True, name)
+    answers = ["one <eos>", "two 👩‍👩‍👧", "three"]
+    messages = [Message("system", "Be brief.")]
+    for number, answer in enumerate(answers):
+        messages += [Message("user", "a\n\nlong question " * 5 * (number + 1)), Message("assistant", answer)]
+    learnt = [text for text, said in pieces(name, [("assistant", answer) for answer in answers], "<eos>") if said]
+    whole, kept = len(render(tokenizer, as_messages(Example(tuple(messages)))).ids), set()
+    for length in [*range(60, whole, max((whole - 60) // 12, 1)), whole]:
+        fitted = Fitter(tokenizer, length, "truncate")(Example(tuple(messages)))
+        assert fitted is not None
+        assert len(fitted.ids) <= length
+        said = [i for i, learn in zip(fitted.ids, fitted.learn, strict=True) if learn]
+        data = b"".join(map(tokenizer.token_bytes, said))
+        suffixes = ["".join(learnt[start:]).encode() for start in range(3)]
+        assert data in suffixes
+        kept.add(suffixes.index(data))
+    assert kept == {0, 1, 2}  # of all three answers, of two, and of the last
