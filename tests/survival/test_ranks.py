@@ -100,6 +100,22 @@ def test_losses_and_weights_are_those_of_one_process(tmp_path: Path, store: Path
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
+def test_ranks_agree_on_an_early_stop(tmp_path: Path, store: Path) -> None:
+    early = settings_of(steps=40, patience=1, eval_every=2, checkpoint_every=2, optimizer={"lr": 0.05})
+    alone = ranks.trainings(ALONE, store, [(tmp_path / "alone", early)])
+    runs = [(tmp_path / str(way), early | {"parallel": way}) for way in (DDP, FSDP)]
+    for summary in together(2, ranks.trainings, store, runs):
+        assert summary["stopped_early"]
+        assert [summary[key] for key in ("steps", "best_step")] == [alone[key] for key in ("steps", "best_step")]
+    for folder, _ in runs:
+        newest = find_checkpoint(folder / "checkpoints")
+        assert newest is not None
+        assert newest.step == alone["best_step"] < alone["steps"] < 40
+        assert not newest.sharded, "what stays is in the form of one device"
+        ours, theirs = weights(folder), weights(tmp_path / "alone")
+        assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+
+
 # --- checkpoints ---------------------------------------------------------------------------------------------
 
 

@@ -204,13 +204,14 @@ class Saver:
 
     def _of_all_ranks(self, snapshot: Snapshot) -> Snapshot:
         """What ranks hold a share of each: of the last step it is put together, so that what stays is in the form of
-        one device; of any other, each rank writes its share, for the checkpoint to take in.
+        one device, and under early stopping of every step, as any may be the one that stays; else each rank writes its
+        share, for the checkpoint to take in.
 
         Raises:
             OSError: the disk refuses one of them.
         """
         tensors = [("model", snapshot.weights), ("optimizer", snapshot.optimizer)]
-        if snapshot.step == self.total:
+        if snapshot.step == self.total or self.trainer.config.patience is not None:
             full = [{name: whole(tensor).cpu() for name, tensor in part.items()} for _, part in tensors]
             return replace(snapshot, weights=full[0], optimizer=full[1])
         shards = self.folder / f".step-{snapshot.step:08d}.shards.partial"
