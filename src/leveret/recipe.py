@@ -187,7 +187,9 @@ def _apply(content: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     try:
         for parent in parents:
-            node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+            if isinstance(node, dict) and node.get(parent) is None:  # left out, or null as resolved recipes say it
+                node[parent] = {}
+            node = node[int(parent)] if isinstance(node, list) else node[parent]
         node[int(last) if isinstance(node, list) else last] = _read_yaml(value)
     except (TypeError, ValueError, IndexError, AttributeError, yaml.YAMLError):
         raise UserError(f"override {override!r} does not name a place in the recipe") from None

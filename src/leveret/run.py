@@ -178,6 +178,8 @@ class Run:
         wanted, trained = self.recipe.model.vocab_size, self.recipe.tokenizer.vocab_size
         if wanted is not None and trained is not None and wanted < trained:
             raise UserError(f"model.vocab_size {wanted} is smaller than tokenizer.vocab_size {trained}")
+        if not self.recipe.data.sources and ("pretrain" in self.training or self.recipe.tokenizer.trained):
+            raise UserError("data.sources is empty; say which texts to train on: data.sources=[{paths: [FOLDER]}]")
         for config in self.training.values():
             if config.adapters is not None:
                 from leveret.model.lora import adapted

@@ -26,15 +26,21 @@ from unruly_server import COMMIT, UnrulyHub
 from leveret.api import load_model
 from leveret.errors import UserError
 from leveret.export.huggingface import import_model
+from leveret.planning.describe import describe_recipe
+from leveret.recipe import load_recipe
 from leveret.rundir import RunDir
 from leveret.tokenizer import TokenizerConfig, train_tokenizer
-from leveret.training.checkpoint import find_checkpoint
+from leveret.training.checkpoint import find_checkpoint, steps_on_disk
+from leveret.training.metrics import read_metrics
 
-VOCABULARY = 300
-TEXTS = ["To show a file type cat; to make one type touch, many times over.", "List all files of the folder."] * 9
+VOCABULARY = 340
+TEXTS = [
+    "To show a file type cat; to make one type touch, many times over.",
+    "user\nmake the file of number\nassistant\ntouch it",
+] * 9
 SIZES: dict[str, Any] = {"vocab_size": VOCABULARY + 4, "hidden_size": 32, "num_hidden_layers": 2}
-SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
-GPT2_SIZES = {"vocab_size": VOCABULARY + 4, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 96}
+GPT2_SIZES = {"vocab_size": VOCABULARY + 4, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96}
 
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rms_norm_eps=1e-5)),
@@ -62,7 +68,8 @@ Made = Callable[..., Path]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Folders of models as transformers saves them, with a tokenizer."""
-    config = TokenizerConfig(kind="bpe", vocab_size=VOCABULARY, special_tokens=["<pad>", "<eos>"], eos_token="<eos>")
+    special = ["<pad>", "<eos>", "<|im_start|>", "<|im_end|>"]
+    config = TokenizerConfig(kind="bpe", vocab_size=VOCABULARY, special_tokens=special, eos_token="<eos>")
     tokenizer = train_tokenizer(config, TEXTS)
     found: dict[tuple[str, str], Path] = {}
 
@@ -115,8 +122,10 @@ def test_an_imported_model_says_what_it_said(name: str, made: Made, tmp_path: Pa
     assert expected.std() > 0.1
     assert (expected - found).abs().max() <= 1e-5 * expected.abs().max()
     prompt = ours.tokenizer.encode("To show a file")
+    asked = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 1}
+    asked["suppress_tokens"] = list(range(ours.tokenizer.vocab_size, VOCABULARY + 4))  # rows that pad the table
     with torch.no_grad():
-        full = theirs.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=1)[0]
+        full = theirs.generate(torch.tensor([prompt]), **asked)[0]
     said = ours.complete(["To show a file"], raw=True, temperature=0.0, max_new_tokens=12)[0].tokens
     assert [*prompt, *said] == full.tolist()[: len(prompt) + len(said)]
     assert len(said) == 12 or full.tolist()[len(prompt) + len(said)] == 1
@@ -196,7 +205,7 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"intermediate_size": "gone"}, "has no intermediate_size"),
     ("llama", {"tie_word_embeddings": True}, "lm_head.weight is not the embedding"),
     ("llama, tied, biases, other base", {"tie_word_embeddings": False}, "weights have no lm_head.weight"),
-    ("llama", {"vocab_size": VOCABULARY - 10}, "the tokenizer has 300 tokens, the model only 290"),
+    ("llama", {"vocab_size": 261}, r"the tokenizer has \d+ tokens, the model only 261"),
     ("mistral", {"sliding_window": "gone"}, "has no sliding_window"),
     ("qwen3", {"layer_types": ["full_attention", "chunked_attention"]}, "layer_types"),
     ("gpt2", {"activation_function": "relu"}, "activation_function relu"),
@@ -280,50 +289,71 @@ def test_pickles_and_missing_files_are_told_of_with_a_way_out(made: Made, tmp_pa
         import_model(str(folder), tmp_path / "run")
 
 
+def test_a_name_that_the_hub_does_not_know_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"'org/none' is no folder here and the hub did not give it"):
+        import_model("org/none", tmp_path / "run")
+
+
 # --- the command line ----------------------------------------------------------------------------------------
 
 
-def test_a_model_of_the_hub_is_imported_and_trained_on(made: Made, leveret: Command, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def imported(made: Made, leveret: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs/tiny, imported from a hub, and texts to train it on."""
+    folder = tmp_path_factory.mktemp("imported")
     files = {path.name: path.read_bytes() for path in made("llama").iterdir()}
     with UnrulyHub({"org/tiny": {**files, "pytorch_model.bin": b"pickle", "onnx/model.onnx": b"x"}}) as hub:
-        there = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub"), "NO_PROXY": "*"}
-        done = leveret("import", "hf", "org/tiny", cwd=tmp_path, **there)
+        there = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hub"), "NO_PROXY": "*"}
+        done = leveret("import", "hf", "org/tiny", cwd=folder, **there)
         asked = {path for method, path, _ in hub.requests if method == "GET"}
-        assert not any("pytorch_model.bin" in path or "onnx" in path for path in asked)
-        wrong = leveret("import", "hf", "org/none", cwd=tmp_path, exit_code=2, **there).stderr
     assert "runs/tiny is a run now" in done.stdout
-    assert "the hub did not give it" in wrong
-    run = tmp_path / "runs" / "tiny"
-    known = json.loads((run / "imported.json").read_text())
-    assert (known["source"], known["revision"]) == ("org/tiny", COMMIT)
-    said = leveret("generate", "runs/tiny", "To show a file", "--max-new-tokens", "4", cwd=tmp_path).stdout
-    assert said.strip()
-    assert json.loads(leveret("describe", "runs/tiny/recipe.yaml", "--json", cwd=tmp_path).stdout)["parameters"][
-        "total"
-    ]
-    assert json.loads(leveret("evaluate", "runs/tiny", cwd=tmp_path).stdout)["loss"] == {}
-    assert "tiny" in leveret("runs", cwd=tmp_path).stdout
-    train_on(leveret, tmp_path)
-
-
-def train_on(leveret: Command, folder: Path) -> None:
-    """Continued pretraining and fine-tuning of runs/tiny."""
+    assert not any("pytorch_model.bin" in path or "onnx" in path for path in asked)
     (folder / "more.txt").write_text("\n".join(TEXTS * 4))
-    asked = [f"make the file of number {i}" for i in range(60)]
-    rows = [json.dumps({"instruction": text, "command": "touch made.txt"}) + "\n" for text in asked]
-    (folder / "pairs.jsonl").write_text("".join(rows[10:]))
-    (folder / "held.jsonl").write_text("".join(rows[:10]))
-    short = ["steps=4", "batch_size=4", "log_every=1"]
-    text = ["data.sources=[{paths: [more.txt]}]", "data.validation_fraction=0", "data.sequence_length=32"]
-    here = [override.replace("[more", f"[{folder}/more") for override in text]
-    leveret("pretrain", *here, *[f"pretrain.{each}" for each in short], "--from", "runs/tiny", cwd=folder)
-    rows_of = (folder / "runs/tiny-continued/pretrain/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows_of if "loss" in row] == [1, 2, 3, 4]
-    examples = f"finetune.examples=[{{paths: [{folder}/pairs.jsonl]}}]"
-    held = f"evaluate.sets={{held: {{paths: [{folder}/held.jsonl]}}}}"
-    tuning = [examples, held, "tokenizer.template=chatml", *[f"finetune.{each}" for each in short]]
-    leveret("finetune", *tuning, "finetune.lora={rank: 4}", "--from", "runs/tiny", cwd=folder)
-    results = json.loads(leveret("evaluate", "runs/tiny-finetuned", "--limit", "2", cwd=folder).stdout)
-    assert (results["stage"], results["step"]) == ("finetune", 4)
-    last = folder / "runs/tiny-finetuned/finetune/checkpoints/step-00000004"
-    assert (last / "adapter_model.safetensors").exists()
+    rows = [json.dumps({"instruction": f"make the file of number {i}", "command": "touch it"}) for i in range(60)]
+    (folder / "pairs.jsonl").write_text("\n".join(rows[10:]))
+    (folder / "held.jsonl").write_text("\n".join(rows[:10]))
+    return folder
+
+
+def test_an_imported_run_says_where_it_is_from_and_works_like_any_other(imported: Path, leveret: Command) -> None:
+    known = json.loads((imported / "runs" / "tiny" / "imported.json").read_text())
+    assert (known["source"], known["revision"]) == ("org/tiny", COMMIT)
+    said = leveret("generate", "runs/tiny", "To show a file", "--max-new-tokens", "4", cwd=imported).stdout
+    assert said.strip()
+    assert json.loads(leveret("evaluate", "runs/tiny", cwd=imported).stdout)["loss"] == {}
+    assert "tiny" in leveret("runs", cwd=imported).stdout
+    recipe = load_recipe(str(imported / "runs" / "tiny" / "recipe.yaml"))[0]
+    assert describe_recipe(recipe)["parameters"]["total"] > 0
+
+
+SHORT = ["steps=6", "batch_size=4", "log_every=1", "checkpoint_every=2", "eval_every=6"]
+
+
+def test_an_imported_model_is_pretrained_on(imported: Path, leveret: Command) -> None:
+    text = [f"data.sources=[{{paths: [{imported}/more.txt]}}]", "data.validation_fraction=0", "data.sequence_length=32"]
+    none = leveret("pretrain", "--from", "runs/tiny", cwd=imported, exit_code=2).stderr
+    assert "data.sources is empty; say which texts to train on" in none
+    leveret("pretrain", *text, *[f"pretrain.{each}" for each in SHORT], "--from", "runs/tiny", cwd=imported)
+    steps = [row["step"] for row in read_metrics(imported / "runs/tiny-continued/pretrain") if "loss" in row]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_its_adapters_are_tuned_and_a_killed_tuning_ends_with_the_same_bits(imported: Path, leveret: Command) -> None:
+    examples = f"finetune.examples=[{{paths: [{imported}/pairs.jsonl]}}]"
+    held = f"evaluate.sets={{held: {{paths: [{imported}/held.jsonl]}}}}"
+    tuning = ["finetune", examples, held, "tokenizer.template=chatml", "finetune.lora={rank: 4}"]
+    tuning += [*[f"finetune.{each}" for each in SHORT], "--from", "runs/tiny", "--run-dir"]
+    leveret(*tuning, "whole", cwd=imported)
+    leveret(*tuning, "killed", cwd=imported, exit_code=137, LEVERET_FAULTS="die@4")
+    killed = imported / "killed" / "finetune" / "checkpoints"
+    assert steps_on_disk(killed) == [2]
+    leveret(*tuning, "killed", cwd=imported)
+    last = [imported / name / "finetune" / "checkpoints" / "step-00000006" for name in ("whole", "killed")]
+    files = [json.loads((folder / "manifest.json").read_text())["files"] for folder in last]
+    assert "adapter_model.safetensors" in files[0]
+    assert files[0] | {"state.json": ""} == files[1] | {"state.json": ""}
+    base = imported / "runs/tiny/pretrain/checkpoints/step-00000000/model.safetensors"
+    assert (last[0] / "model.safetensors").read_bytes() == base.read_bytes()
+    results = json.loads(leveret("evaluate", "whole", "--limit", "2", cwd=imported).stdout)
+    assert (results["stage"], results["step"]) == ("finetune", 6)

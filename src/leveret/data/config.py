@@ -121,8 +121,8 @@ class ExecutorConfig(Config):
 class DataConfig(Config):
     """The corpus of pretraining and how it is cut into shards and windows."""
 
-    sources: list[SourceConfig] = Field(min_length=1)
-    """Where the documents come from, one source after the other."""
+    sources: list[SourceConfig]
+    """Where the documents come from, one source after the other. Empty: nobody knows, as of an imported model."""
     validation_fraction: float = Field(default=0.005, ge=0, lt=1)
     """Share of the documents, by a hash of their text, that measures the loss and is never trained on."""
     sequence_length: int | None = Field(default=None, gt=0)

@@ -41,8 +41,6 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 WANTED = [CONFIG, "model*.safetensors", INDEX, *TOKENIZER]
 """What is taken from the hub."""
-NO_TEXTS = "no-texts.jsonl"
-"""The corpus of an imported model, of which nothing is known: an empty file, so that whatever reads it goes through."""
 ROW_LENGTH = 2048
 """Tokens of a row to train on at most, unless the recipe says otherwise: contexts of today fill memories."""
 PREFIXES = {"gpt2": "transformer.", "llama": "model."}
@@ -107,7 +105,6 @@ def _finish(run: RunDir, origin: Origin, facts: Mapping[str, Any], weights: list
     files = {path.name: file_sha256(path) for path in [*there, *weights] if path.exists()}
     known = {"source": origin.name, "revision": origin.revision, "architecture": facts["architectures"][0]}
     write_json(run / "imported.json", {"format_version": FORMAT_VERSION, **known, "files": files})
-    (run / NO_TEXTS).touch()
     for stage in ("tokenizer", "pretrain"):
         inputs = {"the imported model": f"{origin.name}@{origin.revision or files[CONFIG][:16]}"}
         run.begin(stage, inputs)
@@ -123,7 +120,7 @@ def _recipe(origin: Origin, config: ModelConfig, tokenizer: Tokenizer) -> Recipe
             "description": f"Imported from {origin.name}{at}; what it was trained on is not known here.",
             "tokenizer": {"kind": "huggingface", "source": "tokenizer", **asdict(tokenizer.roles)},
             "data": {
-                "sources": [{"paths": [NO_TEXTS]}],
+                "sources": [],
                 "sequence_length": min(ROW_LENGTH, config.max_position_embeddings),
             },
             "model": config.model_dump(),
