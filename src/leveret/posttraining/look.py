@@ -265,12 +265,12 @@ def render(found: Look, extra: Shown | None, console: Console, borders: bool) ->
 def _fill_table(found: Look) -> Table:
     """How many rows are how full, by tenths."""
     counts, _ = np.histogram(found.fill, np.linspace(0, 1, 11))
-    first = int((counts > 0).argmax())
     rows = [
         [f"{10 * tenth} to {10 * tenth + 10}%", f"{n:,}", f"{n / len(found.fill):.1%}", bar(n / counts.max())]
         for tenth, n in enumerate(counts.tolist())
+        if n
     ]
-    return Table(f"How full the rows of {found.room:,} tokens are", ["full", "rows", "share", ""], rows[first:])
+    return Table(f"How full the rows of {found.room:,} tokens are", ["full", "rows", "share", ""], rows)
 
 
 class _Painter:
