@@ -140,9 +140,10 @@ def test_what_leaves_no_room_for_an_answer_is_left_out(undisturbed: Path, tmp_pa
 
 
 @pytest.mark.long
-def test_two_ranks_answer_what_one_does(project: Path, environment: Mapping[str, str]) -> None:
+def test_two_ranks_answer_what_one_does(project: Path, undisturbed: Path, environment: Mapping[str, str]) -> None:
     changes = ["reinforce.steps=3", "reinforce.micro_batch_size=8", "--run-dir"]
-    command = [sys.executable, "-m", "leveret", "reinforce", "chooser.yaml", REWARDED, *changes]
+    base = ["--from", "undisturbed/finetune"]  # else two ranks make another base, in its last bits
+    command = [sys.executable, "-m", "leveret", "reinforce", "chooser.yaml", REWARDED, *base, *changes]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for words in ([*command, "one"], [command[0], *torchrun, *command[1:], "two"]):
         done = subprocess.run(words, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
