@@ -137,6 +137,12 @@ def test_nothing_that_fits_is_a_user_error(tmp_path: Path, tokenizer: Tokenizer)
         pack(tmp_path, tokenizer, length=3)
 
 
+def test_a_template_that_marks_no_answer_is_a_user_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    unmarked = Tokenizer(tokenizer.definition, tokenizer.roles, "{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.raises(UserError, match=r"no token would be learnt: .* does not mark"):
+        write_examples_as_shards(EXAMPLES, unmarked, tmp_path, 48, 0.0, {})
+
+
 def test_the_split_is_by_the_instruction(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """So that the same question with another answer cannot stand on both sides."""
     examples = [one_turn(f"list folder {n}", answer) for n in range(60) for answer in ("ls", "ls -l")]

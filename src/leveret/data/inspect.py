@@ -24,6 +24,7 @@ from leveret.data.hub import RETRY, RetryConfig
 from leveret.data.rows import Drop, refuse
 from leveret.data.sources import Document, Generators, documents
 from leveret.data.tables import Table
+from leveret.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -142,6 +143,8 @@ def inspect_sources(
     Raises UserError for what cannot be read, unless `drop` takes it, and for a filter that cannot be made or whose
     function fails.
     """
+    if not sources:
+        raise UserError("data.sources is empty, so there is nothing to look at")
     each = -(-limit // len(sources))
     found = (islice(documents(source, base_dir, generators, drop, retry=retry), each) for source in sources)
     return inspect(chain.from_iterable(found), filters, base_dir, limit)

@@ -71,7 +71,15 @@ def write_rows(
     Returns:
         `counts` and what each split has: examples (groups), rows, the share of their places that is filled, and learnt
         tokens. The manifest says it too.
+
+    Raises:
+        UserError: nothing would be learnt from any of them.
     """
+    if not any(any(document.learn) for group in splits["train"] for document in group):
+        raise UserError(
+            "no token would be learnt: the tokenizer's chat template does not mark what the assistant says "
+            "({% generation %}); set tokenizer.template to one of ours"
+        )
     writer = ShardWriter(folder, tokenizer.vocab_size, 10_000_000, masked=True)
     windows, counts = {}, dict(counts)
     for split, groups in splits.items():
