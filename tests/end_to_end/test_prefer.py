@@ -18,7 +18,7 @@ from leveret.posttraining.config import PreferConfig
 from leveret.posttraining.preference import Preferences, measure
 from leveret.stages import evaluate_reference
 
-STEPS = 12
+STEPS = 20
 BETTER = "touch new.txt"
 """What is to be preferred to what the model has learnt to answer."""
 
@@ -52,7 +52,7 @@ def preferring(tiny: TinyRun, leveret: Command, tmp_path_factory: pytest.TempPat
     shutil.copy(tiny.project / "pairs.jsonl", project / "pairs.jsonl")
     settings = (
         f"{{examples: [{{paths: [mine/pairs.jsonl]}}], steps: {STEPS}, batch_size: 4, micro_batch_size: 2,"
-        " log_every: 3, eval_every: 4, validation_fraction: 0.2, sft_weight: 1, optimizer: {lr: 1e-2}}"
+        " log_every: 3, eval_every: 5, validation_fraction: 0.2, sft_weight: 2, optimizer: {lr: 1e-2}}"
     )
     words = ["prefer", str(recipe), f"prefer={settings}", "--from", str(tiny.path), "--device", "cpu"]
     done = leveret(*words, "--run-dir", "runs/preferred", cwd=project)
@@ -77,7 +77,7 @@ def test_held_out_chosen_answers_become_the_likelier_ones(preferring: Preferring
     assert after["preferred"] > 0.9
     rows = [json.loads(line) for line in (preferring.run / "prefer" / "metrics.jsonl").read_text().splitlines()]
     told = [row for row in rows if "validation_loss" in row]
-    assert [row["step"] for row in told] == [4, 8, 12]
+    assert [row["step"] for row in told] == [5, 10, 15, 20]
     assert told[-1]["validation_preferred"] == pytest.approx(after["preferred"])
     assert told[-1]["validation_chosen"] == pytest.approx(after["chosen"], rel=1e-2)
     assert told[-1]["validation_loss"] < told[0]["validation_loss"]
@@ -87,8 +87,8 @@ def test_held_out_chosen_answers_become_the_likelier_ones(preferring: Preferring
 
 def test_a_killed_run_goes_on_to_the_same_bits(preferring: Preferring, leveret: Command) -> None:
     """Killed in a step that no checkpoint follows; the reference of the first start serves the second."""
-    words = [*preferring.words, "prefer.checkpoint_every=4", "--run-dir", "runs/killed"]
-    leveret(*words, cwd=preferring.project, exit_code=137, LEVERET_FAULTS="die@7")
+    words = [*preferring.words, "prefer.checkpoint_every=5", "--run-dir", "runs/killed"]
+    leveret(*words, cwd=preferring.project, exit_code=137, LEVERET_FAULTS="die@8")
     killed = preferring.project / "runs" / "killed"
     kept = {path.name: path.stat().st_mtime_ns for path in (killed / "prefer" / "reference").iterdir()}
     assert sorted(kept) == ["manifest.json", "train.npy", "validation.npy"]
@@ -112,7 +112,8 @@ def test_held_out_questions_are_not_preferred_by(preferring: Preferring, leveret
     path.write_text((preferring.project / "mine" / "pairs.jsonl").read_text() + json.dumps(leak) + "\n")
     words = [word.replace("mine/pairs.jsonl", "mine/leak.jsonl") for word in preferring.words]
     said = leveret(*words, "--run-dir", "runs/leak", cwd=preferring.project, exit_code=2).stderr
-    assert "leak into training" in said
+    assert "1 verbatim" in said
+    assert "leak into the examples" in said
 
 
 def test_the_smoke_form_needs_no_data(tiny: TinyRun, leveret: Command, tmp_path: Path) -> None:
