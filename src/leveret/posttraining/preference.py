@@ -31,13 +31,14 @@ def answer_log_probabilities(model: Decoder, batch: Batch, most: int) -> tuple[T
     Args:
         most: D. Documents beyond it teach nothing (the filling of a row is one).
     """
-    assert batch.documents is not None
-    assert batch.positions is not None
+    documents, positions = batch.documents, batch.positions
+    assert documents is not None
+    assert positions is not None
     rows, targets = len(batch.inputs), batch.targets.flatten()
     first = torch.arange(rows, device=targets.device)[:, None] * most
+    place = (first + documents.clamp(max=most - 1)).flatten()
     # No answer is longer than the context, but two of them are a row, and so its filling may be.
-    batch = replace(batch, positions=batch.positions.clamp(max=model.config.max_position_embeddings - 1))
-    place = (first + batch.documents.clamp(max=most - 1)).flatten()
+    batch = replace(batch, positions=positions.clamp(max=model.config.max_position_embeddings - 1))
     hidden_NC, targets_N, place_N = learnt_from(batch, final_states(model, batch), targets, place)
     losses_N = linear_token_losses(hidden_NC, model.lm_head.weight, targets_N, IGNORED, model.config.logit_softcap)
     nothing = losses_N.new_zeros(rows * most)
