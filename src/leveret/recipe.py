@@ -154,7 +154,8 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> tuple[
     if name_or_path in shipped:
         path, base = shipped[name_or_path], Path.cwd()
     elif path.is_file():
-        base = path.parent
+        # A run's own recipe has whole paths; what is given beside it on the command line starts from here.
+        base = Path.cwd() if (path.parent / "state.json").is_file() else path.parent
     else:
         near = difflib.get_close_matches(name_or_path, shipped, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"shipped are {', '.join(shipped)}"

@@ -343,6 +343,14 @@ def test_going_on_with_another_runs_pretraining(tiny: TinyRun, leveret: Command,
     assert package.load(str(made), device="cpu").engine.model.config.hidden_size == 32, "the shape is the base's"
 
 
+def test_paths_beside_another_runs_recipe_start_from_here(tiny: TinyRun, leveret: Command, tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text((tiny.project / "pairs.jsonl").read_text())
+    given = ["finetune.examples=[{paths: [own.jsonl]}]", "finetune.steps=2"]
+    leveret("finetune", *given, "--from", f"{tiny.path}/pretrain", "--run-dir", "own", cwd=tmp_path)
+    recipe = yaml.safe_load((tmp_path / "own" / "recipe.yaml").read_text())
+    assert recipe["finetune"]["examples"][0]["paths"] == [str(tmp_path / "own.jsonl")]
+
+
 # --- its parts -----------------------------------------------------------------------------------------------
 
 
