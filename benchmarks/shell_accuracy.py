@@ -40,6 +40,7 @@ GOALS = {"pair": {"exact_match": 0.12, "command_match": 0.82}, "template": {"exa
 CONTESTANTS = {"tinyllm": "tinyllm-cli-67m", "leveret-shell": "leveret-shell"}
 PROBE_STEPS = 12
 OPERATOR = re.compile(r"[|&;<>()]+|\d?>&?\d?")
+ASSIGNMENT = re.compile(r"\w+=")
 PREFIXES = {"sudo", "time", "nohup", "env", "exec", "command"}
 
 
@@ -65,7 +66,7 @@ def words_of(command: str) -> list[str]:
 
 def command_name(command: str) -> str:
     """The first word that is neither a prefix such as sudo nor an assignment."""
-    words = [word for word in words_of(command) if word not in PREFIXES and not re.match(r"\w+=", word)]
+    words = [word for word in words_of(command) if word not in PREFIXES and not ASSIGNMENT.match(word)]
     return words[0] if words else ""
 
 
@@ -76,6 +77,8 @@ def template_of(command: str) -> str:
         if OPERATOR.fullmatch(word):
             out.append(word)
             at_start = word[0] in "|&;("
+        elif at_start and (assigned := ASSIGNMENT.match(word)):
+            out.append(f"{assigned[0]}_")
         elif at_start:
             out.append(word)
             at_start = word in PREFIXES
