@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from leveret.errors import UserError
@@ -14,7 +12,7 @@ from leveret.hardware.device import pick_device
 from leveret.inference.config import SamplingConfig
 from leveret.inference.engine import Completion, Engine
 from leveret.model.decoder import hollow_decoder
-from leveret.recipe import Recipe, parse_recipe
+from leveret.recipe import Recipe
 from leveret.rundir import RunDir, find_run
 from leveret.tokenizer.template import render
 from leveret.tokenizer.tokenizer import Tokenizer
@@ -93,7 +91,7 @@ def load_model(reference: str, device: str = "auto") -> LoadedModel:
     """Loads RUN, RUN/STAGE or RUN/STAGE@STEP; see leveret.load."""
     run, stage, step = find_run(reference)
     stage = stage or run.last_trained()
-    recipe = read_recipe(run)
+    recipe = run.recipe()
     tokenizer = Tokenizer.load(run / "tokenizer")
     found = find_checkpoint(run / stage / "checkpoints", step)
     if found is None:
@@ -106,9 +104,3 @@ def load_model(reference: str, device: str = "auto") -> LoadedModel:
         raise UserError(f"{found.folder} does not fit {run / 'recipe.yaml'}, which was changed after it") from None
     model.to(pick_device(device))
     return LoadedModel(recipe, Engine(model, tokenizer), run, stage, found.step, found.weights_sha256)
-
-
-def read_recipe(run: RunDir) -> Recipe:
-    """The resolved recipe that a run was made from."""
-    path: Path = run / "recipe.yaml"
-    return parse_recipe(yaml.safe_load(path.read_text("utf-8")), str(path))

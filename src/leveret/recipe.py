@@ -180,6 +180,11 @@ def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
         raise UserError(f"{where}: {_explain(error)}") from None
 
 
+def recipe_of_yaml(text: str, where: str) -> Recipe:
+    """The inverse of to_yaml."""
+    return parse_recipe(_read_yaml(text), where)
+
+
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals:

@@ -14,10 +14,13 @@ import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leveret.errors import UserError
 from leveret.training import STAGES
+
+if TYPE_CHECKING:
+    from leveret.recipe import Recipe
 
 FORMAT_VERSION = 1
 
@@ -34,6 +37,13 @@ class RunDir:
     @property
     def name(self) -> str:
         return self.path.resolve().name
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe that the run was made from."""
+        from leveret.recipe import recipe_of_yaml
+
+        path = self / "recipe.yaml"
+        return recipe_of_yaml(path.read_text("utf-8"), str(path))
 
     def state(self) -> dict[str, Any]:
         """What is known of each stage: {"stages": {name: {"inputs", "finished", "seconds"}}}."""

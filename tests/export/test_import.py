@@ -26,6 +26,7 @@ from unruly_server import COMMIT, UnrulyHub
 from leveret.api import load_model
 from leveret.errors import UserError
 from leveret.export.huggingface import import_model
+from leveret.export.write import export_model
 from leveret.planning.describe import describe_recipe
 from leveret.recipe import load_recipe
 from leveret.rundir import RunDir
@@ -143,6 +144,19 @@ def test_the_way_there_and_back_keeps_every_bit(name: str, dtype: torch.dtype, m
     after = load_file(found.folder / "model.safetensors")
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key].to(dtype), before[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_export_is_what_was_imported(name: str, made: Made, tmp_path: Path) -> None:
+    folder = made(name)
+    run = import_model(str(folder), tmp_path / "run")
+    export_model(str(run.path), tmp_path / "ours")
+    before, after = (load_file(each / "model.safetensors") for each in (folder, tmp_path / "ours"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    ids = torch.arange(128).view(2, 64) * 7 % VOCABULARY
+    with torch.no_grad():
+        assert torch.equal(theirs_of(folder)(input_ids=ids).logits, theirs_of(tmp_path / "ours")(input_ids=ids).logits)
 
 
 def test_shards_and_names_without_a_prefix_are_read_too(made: Made, tmp_path: Path) -> None:

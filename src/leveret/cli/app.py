@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from leveret.cli import data, speak, train
+from leveret.cli.exporting import export_app
 from leveret.cli.importing import import_app
 from leveret.cli.inspect import inspect_app
 from leveret.cli.launch import launch_app
@@ -42,6 +43,7 @@ app.add_typer(inspect_app, name="inspect")
 app.add_typer(runs_app, name="runs")
 app.add_typer(launch_app, name="launch")
 app.add_typer(import_app, name="import")
+app.add_typer(export_app, name="export")
 train.add_verbs(app)
 speak.add_verbs(app)
 

@@ -60,9 +60,7 @@ def open_run(
     if smoke:
         recipe = shrink(recipe, console)
     if start_from is not None:
-        from leveret.api import read_recipe  # torch with it, which not every verb needs
-
-        recipe = recipe.onto(read_recipe(find_run(start_from)[0]))
+        recipe = recipe.onto(find_run(start_from)[0].recipe())
     if price is not None:
         recipe = recipe.with_price(price)
     if drop_leaks:

@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face model as the shape of our decoder, or why it cannot be one."""
+"""config.json of a Hugging Face model as the shape of our decoder, and the shape as a config.json; or why not."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from leveret.errors import UserError
 from leveret.model.config import ModelConfig
+from leveret.model.weights import family
 
 Facts = Mapping[str, Any]
 
@@ -134,3 +135,89 @@ def _gpt2(facts: Facts) -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     return str(value)[:80]
+
+
+# -- the way back -------------------------------------------------------------------------------------------------
+
+PLAIN = {
+    "rope_fraction": 1.0,
+    "logit_softcap": None,
+    "value_residual": False,
+    "value_embeddings": False,
+    "residual_scales": False,
+}
+"""Knobs that no class of transformers' has, and the values with which they change nothing."""
+OF_LLAMA = {"position": "rope", "norm": "rms", "mlp": "swiglu", "residual": "sequential"}
+
+
+def facts_of(config: ModelConfig) -> dict[str, Any]:
+    """The content of config.json for a shape: of the class of transformers' that computes the same.
+
+    Raises:
+        UserError: there is none; the knob is named.
+    """
+    if family(config) == "gpt2":
+        _only(config, PLAIN | {"sliding_window": None})
+        return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"} | _of_gpt2(config)
+    _only(config, PLAIN | OF_LLAMA)
+    kind = "qwen3" if config.qk_norm else "llama" if config.sliding_window is None else "mistral"
+    if kind != "llama":
+        _only(config, {"mlp_bias": False})
+    if kind == "mistral":
+        _only(config, {"attention_bias": False})
+        if not all(config.windowed):
+            raise UserError(_no_class("window_pattern", config.window_pattern))
+    names = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+    return {"architectures": [names[kind]], "model_type": kind} | _of_llama(config, kind)
+
+
+def _of_llama(config: ModelConfig, kind: str) -> dict[str, Any]:
+    facts = {key: getattr(config, key) for key in LLAMA} | {
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
+    if kind != "mistral":
+        facts["attention_bias"] = config.attention_bias
+    if kind == "llama":
+        facts["mlp_bias"] = config.mlp_bias
+    else:
+        facts["sliding_window"] = config.sliding_window
+    if kind == "qwen3":
+        names = {True: "sliding_attention", False: "full_attention"}
+        facts |= {
+            "use_sliding_window": config.sliding_window is not None,
+            "layer_types": [names[windowed] for windowed in config.windowed],
+        }
+    return facts
+
+
+def _of_gpt2(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocabulary,
+        "n_embd": config.hidden_size,
+        "n_layer": config.num_hidden_layers,
+        "n_head": config.num_attention_heads,
+        "n_positions": config.max_position_embeddings,
+        "n_inner": config.intermediate_size,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": config.norm_eps,
+        "tie_word_embeddings": config.tie_word_embeddings,
+    } | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+
+
+def _only(config: ModelConfig, values: Mapping[str, Any]) -> None:
+    for knob, value in values.items():
+        if (given := getattr(config, knob)) != value:
+            raise UserError(_no_class(knob, given))
+
+
+def _no_class(knob: str, value: Any) -> str:
+    return (
+        f"transformers has no class for a model with {knob}: {value}; Llama-, Mistral-, Qwen3- and GPT-2-shaped models "
+        "can be exported"
+    )

@@ -1,0 +1,77 @@
+"""A run's model in transformers' format: config.json, safetensors, tokenizer, generation_config.json.
+
+    RUN --> the shape as keys of transformers --> config.json
+        --> weights under transformers' names --> model.safetensors
+        --> tokenizer/ as it is ----------------> tokenizer.json, tokenizer_config.json
+
+What is written loads in stock transformers, without code of ours, and in whatever reads its files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leveret.errors import UserError
+from leveret.export.shapes import facts_of
+from leveret.inference.config import SamplingConfig
+from leveret.model.weights import to_disk
+from leveret.rundir import find_run, write_json
+from leveret.tokenizer.tokenizer import Tokenizer
+from leveret.training.checkpoint import find_checkpoint
+from leveret.training.tensorfile import write_tensors
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def export_model(reference: str, folder: Path, dtype: str = "float32") -> None:
+    """Writes RUN, RUN/STAGE or RUN/STAGE@STEP as a new folder; adapters are merged.
+
+    Args:
+        dtype: of the weights on disk, a key of DTYPES.
+
+    Raises:
+        UserError: there is no such model, transformers has no class for its shape, or there is something in the folder.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"there is something in {folder} already; take another folder")
+    run, stage, step = find_run(reference)
+    stage = stage or run.last_trained()
+    recipe, tokenizer = run.recipe(), Tokenizer.load(run / "tokenizer")
+    config = recipe.model.with_vocabulary(tokenizer.vocab_size)
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
+    facts = facts_of(config) | ids | {"dtype": dtype}
+    found = find_checkpoint(run / stage / "checkpoints", step)
+    if found is None:
+        raise UserError(f"{run / stage} has no checkpoint" + (f" of step {step}" if step is not None else ""))
+    weights = found.weights(config)
+    if config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    tokenizer.save(partial, model_max_length=config.max_position_embeddings)
+    written = {name: tensor.to(DTYPES[dtype]) for name, tensor in to_disk(weights, config).items()}
+    write_tensors(partial / "model.safetensors", written, {"format": "pt"})
+    (partial / "config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(partial / "generation_config.json", ids | _sampling(recipe.generation))
+    if folder.exists():
+        folder.rmdir()
+    partial.rename(folder)
+
+
+def _sampling(config: SamplingConfig) -> dict[str, Any]:
+    """The recipe's way of sampling as transformers writes it; what it has no key for is left out."""
+    keys = ("top_k", "top_p", "min_p") if config.temperature else ()
+    out: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "do_sample": config.temperature > 0}
+    out |= {key: value for key in keys if (value := getattr(config, key)) is not None}
+    if config.temperature:
+        out |= {"temperature": config.temperature, "top_k": config.top_k or 0}  # transformers' own top_k is 50
+    if config.repetition_penalty != 1.0 and config.repetition_form == "once" and config.repetition_window is None:
+        out["repetition_penalty"] = config.repetition_penalty
+    return out

@@ -1,0 +1,57 @@
+"""A model of ours in stock transformers: the same words from the same files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_project import Command, TinyRun
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import leveret as package
+
+ASKED = [{"role": "user", "content": "make the file of omega31"}]
+
+
+@pytest.fixture(scope="module")
+def exported(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory, leveret: Command) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "tiny-hf"
+    leveret("export", "hf", tiny.path, folder, cwd=folder.parent)
+    return folder
+
+
+def test_transformers_says_what_we_say(tiny: TinyRun, exported: Path) -> None:
+    ours, theirs = package.load(str(tiny.path), device="cpu"), AutoModelForCausalLM.from_pretrained(exported).eval()
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    ids = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True, return_dict=False)
+    assert ids == ours.encode(ASKED[0]["content"])
+    with torch.no_grad():
+        expected, found = theirs(input_ids=torch.tensor([ids])).logits, ours.engine.model(torch.tensor([ids]))
+        said = theirs.generate(torch.tensor([ids]), max_new_tokens=20)[0]  # greedy by generation_config.json
+    assert (expected - found).abs().max() < 1e-4
+    completion = ours.complete([ASKED[0]["content"]], temperature=0.0, max_new_tokens=20)[0]
+    assert said.tolist()[len(ids) :] == completion.tokens + [ours.tokenizer.eos_id] * (completion.finish == "stop")
+
+
+def test_half_the_bits_are_half_the_file(tiny: TinyRun, exported: Path, leveret: Command, tmp_path: Path) -> None:
+    leveret("export", "hf", f"{tiny.path}/pretrain@10", "half", "--dtype", "bfloat16", cwd=tmp_path)
+    weights = load_file(tmp_path / "half" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
+    size = (exported / "model.safetensors").stat().st_size
+    assert (tmp_path / "half" / "model.safetensors").stat().st_size < 0.6 * size
+
+
+def test_what_cannot_be_exported_is_told(tiny: TinyRun, exported: Path, leveret: Command, tmp_path: Path) -> None:
+    for arguments, message in (
+        ([tiny.path, exported], "there is something in"),
+        ([tiny.path, "out", "--dtype", "int3"], "--dtype int3 is not one of float32, bfloat16"),
+        ([f"{tiny.path}/pretrain@7", "out"], "no checkpoint of step 7"),
+    ):
+        assert message in leveret("export", "hf", *arguments, cwd=tmp_path, exit_code=2).stderr
+    made = leveret("pretrain", tiny.path / "recipe.yaml", "model.mlp=relu2", "pretrain.steps=1", "finetune=null",
+                   "--run-dir", "squared", cwd=tmp_path)  # fmt: skip
+    assert made.returncode == 0
+    told = leveret("export", "hf", "squared", "out", cwd=tmp_path, exit_code=2).stderr
+    assert "transformers has no class for a model with mlp: relu2" in told
+    assert not (tmp_path / "out").exists()
