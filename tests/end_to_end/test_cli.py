@@ -98,7 +98,7 @@ def test_overrides_reach_any_place_of_a_recipe_as_what_it_holds(leveret: Command
 def test_describe_tells_a_person_too(leveret: Command, project: Path) -> None:
     lines = leveret("describe", "tiny.yaml", cwd=project).stdout.splitlines()
     assert [line[:18].rstrip() for line in lines] == [
-        "recipe", "parameters", "FLOPs a token", "tokens a step", "pretraining", "training memory", "inference memory"
+        "recipe", "parameters", "FLOPs a token", "tokens a step", "pretrain", "training memory", "inference memory"
     ]  # fmt: skip
     assert "20 steps, 5,120 tokens" in lines[4]
 

@@ -278,6 +278,7 @@ def test_pictures_are_drawn_now_and_then_and_at_the_end(tmp_path: Path, monkeypa
     for _ in range(5):
         painter.update()
     painter.finish(said.append)
+    assert said == []
     assert drawn.read_text() == "xx"
     painter.command = [sys.executable, "-c", "raise SystemExit(3)"]
     painter.finish(said.append)
