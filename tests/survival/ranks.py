@@ -159,12 +159,13 @@ def trainings(group: Group, store: Path, several: list[tuple[Path, Settings]], s
     from leveret.training.signals import Interrupted
 
     pulse.LATE_SECONDS = late or pulse.LATE_SECONDS
-    unpainted(pytest.MonkeyPatch())  # this process is for nothing else
     ended: Any = None
     for folder, changes in several:
         objective = Stopped(stop if group.rank == group.ranks - 1 else 0)
         try:
-            ended = train(trainer_of(group, store, folder, changes, objective=objective))
+            with pytest.MonkeyPatch.context() as patch:
+                unpainted(patch)
+                ended = train(trainer_of(group, store, folder, changes, objective=objective))
         except Interrupted as error:
             ended = str(error)
     return ended
@@ -172,10 +173,11 @@ def trainings(group: Group, store: Path, several: list[tuple[Path, Settings]], s
 
 def adapted(group: Group, store: Path, folder: Path, changes: Settings) -> None:
     """A whole training of adapters."""
-    unpainted(pytest.MonkeyPatch())
     model = decoder()
     add_lora(model, LoraConfig(rank=4), seed=3)
-    train(trainer_of(group, store, folder, changes, model=model))
+    with pytest.MonkeyPatch.context() as patch:
+        unpainted(patch)
+        train(trainer_of(group, store, folder, changes, model=model))
 
 
 def shards(group: Group, store: Path, folder: Path, kind: str) -> list[str]:
