@@ -108,13 +108,13 @@ def divide(pairs: Sequence[Pair], most: int) -> tuple[list[Pair], dict[str, list
     """The training pairs and the two held-out sets, one pair of each instruction and each template that is held out."""
     drawn_from = [pair for pair in pairs if pair.source == "nl2bash" or pair.source.startswith("tldr")]
     templates: dict[str, Pair] = {}
-    for pair in sorted(drawn_from, key=lambda each: keyed(f"template {each.instruction}")):
+    for pair in sorted(drawn_from, key=lambda each: (keyed(f"template {each.instruction}"), each.command)):
         templates.setdefault(template_of(pair.command), pair)
     by_template = dict(list(templates.items())[:most])
     rest = [pair for pair in pairs if template_of(pair.command) not in by_template]
     questions: dict[str, Pair] = {}
-    chosen = {pair for pair in drawn_from if template_of(pair.command) not in by_template}
-    for pair in sorted(chosen, key=lambda each: keyed(f"pair {each.instruction}")):
+    chosen = [pair for pair in drawn_from if template_of(pair.command) not in by_template]
+    for pair in sorted(chosen, key=lambda each: (keyed(f"pair {each.instruction}"), each.command)):
         questions.setdefault(normalise(pair.instruction), pair)
     by_pair = dict(list(questions.items())[:most])
     asked = set(by_pair) | {normalise(pair.instruction) for pair in by_template.values()}

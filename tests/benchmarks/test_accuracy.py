@@ -49,6 +49,7 @@ PAIRS = [
     for place in ("/srv", "/tmp", "/opt")
     for end, source in (("", "nl2bash"), (".", "tldr:common"), (" please", "other"))
 ]
+PAIRS += [Pair(pair.instruction, f"{pair.command} -z", pair.source) for pair in PAIRS]  # one question, two answers
 
 
 def test_held_out_sets_share_nothing_with_training() -> None:
