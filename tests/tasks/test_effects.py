@@ -1,13 +1,11 @@
 """Rewards by effect: another command that does the same is as good, one that does something else is not."""
 
-import sys
-
 import pytest
 
 from leveret.tasks.shell import effects
 from leveret.tasks.shell.effects import Effects, parses
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
+pytestmark = pytest.mark.usefixtures("sandbox")
 
 
 @pytest.mark.parametrize(

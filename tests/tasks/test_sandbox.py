@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from leveret.tasks.shell.sandbox import CAGE, Job, Outcome, lack, run
+from leveret.tasks.shell.sandbox import CAGE, Job, Outcome, run
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
+pytestmark = pytest.mark.usefixtures("sandbox")
 
 
 def one(command: str, files: dict[str, str | None] | None = None, seconds: float = 1.0) -> Outcome:
@@ -30,10 +30,6 @@ def alive(mark: str) -> list[int]:
         except OSError:
             continue  # it has ended
     return found
-
-
-def test_this_machine_allows_it() -> None:
-    assert lack() is None
 
 
 def test_a_command_finds_its_files_and_its_effect_is_told() -> None:
