@@ -23,7 +23,7 @@ from leveret.training.loop import train
 from leveret.training.meter import Clock, Meter, read_ledger
 from leveret.training.metrics import Lines, MetricsLog, read_events, read_metrics
 from leveret.training.objective import NextToken
-from leveret.training.plots import Painter
+from leveret.training.plots import Painter, limits
 from leveret.training.power import Power
 
 
@@ -268,6 +268,15 @@ def test_csv_and_plots_are_drawn(tmp_path: Path, store: TokenStore, monkeypatch:
         table = list(csv.DictReader(file))
     told = [row["loss"] for row in read_metrics(tmp_path) if "loss" in row]
     assert [float(row["loss"]) for row in table if row["loss"]] == told
+
+
+@pytest.mark.parametrize("values", [[-0.75, -0.4, -0.38], [-0.2, 0.1, 0.3], [0.1, 0.2], [-3.0], [0.0]])
+def test_an_axis_rises_and_holds_its_values(values: list[float]) -> None:
+    low, high = limits(values, floor=0.0)
+    assert low < high
+    assert low <= min(values)
+    assert max(values) <= high
+    assert low == 0 or min(values) < 0
 
 
 def test_pictures_are_drawn_now_and_then_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

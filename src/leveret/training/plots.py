@@ -28,6 +28,8 @@ PATIENCE = 120.0
 TRAINING, VALIDATION, RATES = "#6b9dc2", "#c44e52", "#55785a"
 MARKS = {"spike": ("spike", "#e08a1e", "v"), "skipped": ("skipped step", "#8a63a8", "x")}
 """Kinds of events that are marked at the upper edge: label, colour, marker."""
+LOSSES = {"prefer": "loss (nats per pair)", "reinforce": "loss (its value says nothing)"}
+"""What the loss of a stage is, where it is not that of the next token."""
 PANELS = {
     "lr": ("learning rate", 1.0),
     "grad_norm": ("gradient norm", 1.0),
@@ -118,7 +120,7 @@ def plot_training(folder: Path, title: str) -> None:
         for name, begin in (("loss.png", 0.0), ("loss-zoomed.png", 0.2)):
             figure, axes = plt.subplots(figsize=(7, 4))
             _loss(axes, rows, events, begin)
-            axes.set_title(title)
+            axes.set(title=title, xlabel="step", ylabel=LOSSES.get(folder.name, "loss (nats per token)"))
             save(figure, name)
         shown = [key for key in PANELS if points(rows, key)]
         figure, panels = plt.subplots(max(len(shown), 1), 1, figsize=(7, 2.1 * max(len(shown), 1)), sharex=True)
@@ -140,8 +142,11 @@ def points(rows: list[Row], key: str) -> list[tuple[int, float]]:
 
 
 def limits(values: list[float], floor: float | None = None) -> tuple[float, float]:
-    """The ends of an axis: around nearly all values, so that a few far out do not flatten the rest."""
+    """The ends of an axis: around nearly all values, so that a few far out do not flatten the rest. It begins at the
+    floor, unless there are values below it."""
     ordered = sorted(values)
+    if floor is not None and ordered[0] < floor:
+        floor = None
     usual, low = ordered[int(0.98 * (len(ordered) - 1))], ordered[0] if floor is None else floor
     high = min(ordered[-1], usual + (usual - low))
     room = 0.06 * (high - low) or 1.0
@@ -165,7 +170,6 @@ def _loss(axes: Axes, rows: list[Row], events: list[Row], begin: float) -> None:
     if begin and training + validation:
         axes.set_ylim(limits([value for _, value in training + validation]))
     _mark(axes, [event for event in events if event["step"] >= first])
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=True, fontsize="small", loc="upper right")
 
