@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from leveret.config import Config
 
@@ -29,7 +29,38 @@ class SamplingConfig(Config):
     the power of the number of occurrences (smallm)."""
     repetition_window: int | None = Field(None, gt=0)
     """Look for occurrences among this many last tokens only. None: all."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that the answer has so far (OpenAI's formula)."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logits of the answer's tokens, times how often each has occurred in it (OpenAI's formula)."""
+    logit_bias: dict[int, float] = {}
+    """Added to the logits of these token ids."""
+    logprobs: int | None = Field(None, ge=0, le=20)
+    """Tell each token's log-probability, and those of this many most probable tokens: of the model's own distribution,
+    before penalties, temperature and truncation. None: nothing is told."""
+    beams: int = Field(1, gt=0)
+    """Above 1: beam search of this width, which is greedy and goes through no server."""
+    length_penalty: float = 1.0
+    """Beams are ranked by the sum of their log-probabilities divided by their length to this power. Above 0 favours
+    long answers."""
+    choices: list[str] = []
+    """The answer is one of these texts."""
+    json_schema: dict[str, Any] | None = None
+    """The answer is JSON that this JSON schema accepts."""
+    draft_tokens: int = Field(0, ge=0)
+    """Guess this many next tokens from what followed the same words earlier, and have the model check all at once.
+    Greedy decoding only, whose answer it leaves as it is."""
     stop: list[str] = []
     """Strings that end the answer; they are not part of it."""
     seed: int | None = None
     """Seed of the draws. None: a new one each time."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> SamplingConfig:
+        if self.choices and self.json_schema is not None:
+            raise ValueError("choices and json_schema exclude each other: give one of them")
+        if self.temperature > 0 and self.beams > 1:
+            raise ValueError("beams are for temperature 0: set it, or beams to 1")
+        if self.temperature > 0 and self.draft_tokens:
+            raise ValueError("draft_tokens are for temperature 0: set it, or draft_tokens to 0")
+        return self
