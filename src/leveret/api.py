@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-from pydantic import ValidationError
 
 from leveret.errors import UserError
 from leveret.hardware.device import pick_device
 from leveret.inference.config import SamplingConfig
+from leveret.inference.dialogue import Fitted, fit
 from leveret.inference.engine import Completion, Engine
 from leveret.model.decoder import hollow_decoder
 from leveret.recipe import Recipe
@@ -58,13 +57,29 @@ class LoadedModel:
 
     def chat(self, messages: Sequence[dict[str, str]], **sampling: Any) -> Iterator[str]:
         """The answer to a dialogue ({"role", "content"} each), piece by piece. Its oldest turns go
-        when it is too long.
+        when it is too long; `fit` tells how many.
         """
-        turns = list(messages)
-        room = self.engine.context - 1
-        while len(ids := render(self.tokenizer, turns, add_generation_prompt=True).ids) > room and len(turns) > 1:
-            turns = turns[1:]
-        return self.engine.stream(ids, self.sampling(**sampling))
+        config = self.sampling(**sampling)
+        return self.engine.stream(self.fit(messages, config).ids, config)
+
+    def fit(self, messages: Sequence[Mapping[str, str]], config: SamplingConfig) -> Fitted:
+        """A dialogue without the oldest turns that leave no room for the answer.
+
+        Raises:
+            UserError: its last message alone does not fit.
+        """
+        return fit(messages, self.prompt_ids, self.engine.context, config.max_new_tokens)
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The ids of a dialogue up to where the answer begins: through the chat template, or (base models) as the text
+        it makes, what the user says on lines of its own.
+        """
+        if self.chats:
+            return render(self.tokenizer, messages, add_generation_prompt=True).ids
+        text = ""
+        for message in messages:
+            text += "\n" * bool(text and message["role"] != "assistant") + message["content"]
+        return self.encode(text, raw=True)
 
     def encode(self, prompt: str, raw: bool = False) -> list[int]:
         """The prompt's token ids, within the chat template if the model is fine-tuned."""
@@ -79,12 +94,7 @@ class LoadedModel:
         Raises:
             UserError: there is no such field, or it cannot have this value.
         """
-        known = {key: value for key, value in given.items() if value is not None}
-        try:
-            return SamplingConfig.model_validate(self.recipe.generation.model_dump() | known)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"{first['loc'][0]}: {first['msg']}, not {first['input']!r}") from None
+        return self.recipe.generation.changed(**{key: value for key, value in given.items() if value is not None})
 
 
 def load_model(reference: str, device: str = "auto") -> LoadedModel:

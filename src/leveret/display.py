@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from types import TracebackType
 
 from rich.console import Console
@@ -10,6 +11,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 PLAIN_SECONDS = 15.0
 """At most one plain line in this time, the first and last besides."""
+SPOOFING = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+"""Marks that turn the direction of writing, and with it what a line seems to say."""
 
 
 class Display:
@@ -81,3 +84,9 @@ def duration(seconds: float) -> str:
         return f"{minutes // 60} h {minutes % 60:02} min"
     hours = round(seconds / 3600)
     return f"{hours // 24} d {hours % 24:02} h"
+
+
+def spelt(character: str) -> str:
+    """A character as it may be shown: spelt out (\\x1b) if it would be invisible or command the terminal."""
+    hidden = unicodedata.category(character) in ("Cc", "Cs", "Cn", "Co", "Zl", "Zp") or character in SPOOFING
+    return ascii(character)[1:-1] if hidden else character

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from leveret.config import Config
+from leveret.errors import UserError
 
 
 class SamplingConfig(Config):
@@ -64,3 +66,22 @@ class SamplingConfig(Config):
         if self.temperature > 0 and self.draft_tokens:
             raise ValueError("draft_tokens are for temperature 0: set it, or draft_tokens to 0")
         return self
+
+    def changed(self, **fields: Any) -> SamplingConfig:
+        """These settings with some fields changed.
+
+        Raises:
+            UserError: there is no such field, or it cannot have this value.
+        """
+        try:
+            return SamplingConfig.model_validate(self.model_dump() | fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, SamplingConfig.model_fields, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(SamplingConfig.model_fields)}"
+            raise UserError(f"no sampling option {name!r}; {hint}")
+        if not name:
+            raise UserError(first["msg"].removeprefix("Value error, "))
+        raise UserError(f"{name}: {first['msg']}, not {first['input']!r}")

@@ -6,7 +6,6 @@ TokenStore --look--> Look --render--> a terminal
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -21,6 +20,7 @@ from leveret.data.look import bar, length_table
 from leveret.data.shards import TokenSplit, TokenStore
 from leveret.data.tables import Table
 from leveret.data.windows import IntArray
+from leveret.display import spelt
 from leveret.posttraining.lengths import Fitter, TooLong, as_messages
 from leveret.tokenizer.template import render as render_chat
 from leveret.tokenizer.tokenizer import Tokenizer
@@ -33,8 +33,6 @@ HEAD, TAIL = 500, 100
 """Tokens that a terminal shows of a document's beginning and end; the middle is left out."""
 TRIED = 200
 """Of the longest examples, how many are looked at for one that does not fit."""
-SPOOFING = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
-"""Marks that turn the direction of writing, and with it what a line seems to say."""
 ANSWERS = ("chosen", "rejected")
 
 
@@ -211,14 +209,7 @@ def _named(tokenizer: Tokenizer, ids: Sequence[int], learn: Sequence[bool]) -> l
 
 def visible(text: str) -> str:
     """Text in which nothing is invisible or commands a terminal: that is spelt out, and line ends are marked."""
-    return "".join(_visible(character) for character in text)
-
-
-def _visible(character: str) -> str:
-    if character == "\n":
-        return "↵\n"
-    hidden = unicodedata.category(character) in ("Cc", "Cs", "Cn", "Co", "Zl", "Zp") or character in SPOOFING
-    return ascii(character)[1:-1] if hidden else character
+    return "".join("↵\n" if character == "\n" else spelt(character) for character in text)
 
 
 def spans(tokens: Sequence[Token]) -> Iterator[tuple[str, Token, int]]:
