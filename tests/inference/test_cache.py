@@ -31,7 +31,9 @@ def decoder(**knobs: Any) -> Decoder:
 
 
 def new_cache(model: Decoder, rows: int, capacity: int = CAPACITY) -> KeyValueCache:
-    return KeyValueCache(model.config, rows, capacity, torch.device("cpu"), torch.float32)
+    cache = KeyValueCache(model.config, rows, capacity, torch.device("cpu"), torch.float32)
+    cache.lengths = [0] * rows
+    return cache
 
 
 class Reader:
@@ -50,8 +52,8 @@ class Reader:
         # The padding is an ordinary token: it must be the mask, not its value, that hides it.
         ids = torch.tensor([new + [11] * (longest - len(new)) for new in news])
         positions, mask = self.cache.place(longest)
-        logits = self.model(ids, positions.clamp(max=CAPACITY - 1), mask, self.cache)
-        self.cache.advance(torch.tensor(counts))
+        logits = self.model(ids, positions, mask, self.cache)
+        self.cache.advance(counts)
         for text, new in zip(self.texts, news, strict=True):
             text += new
         return [logits[row, :count] for row, count in enumerate(counts)]
@@ -81,10 +83,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 def test_token_by_token_after_prompts_of_unequal_length(name: str, window: int | None) -> None:
     reader = Reader(decoder(sliding_window=window, **SHAPES[name]), rows=3)
     reader.check([5, 1, 3])
-    assert reader.cache.lengths.tolist() == [5, 1, 3]
+    assert reader.cache.lengths == [5, 1, 3]
     for _ in range(10):
         reader.check([1, 1, 1])
-    assert reader.cache.lengths.tolist() == [15, 11, 13]
+    assert reader.cache.lengths == [15, 11, 13]
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -93,7 +95,7 @@ def test_several_tokens_at_once_later_on(window: int | None) -> None:
     reader = Reader(decoder(sliding_window=window, num_key_value_heads=2), rows=3)
     for counts in ([2, 4, 1], [3, 1, 4], [0, 1, 0], [1, 0, 4], [1, 1, 1]):
         reader.check(counts)
-    assert reader.cache.lengths.tolist() == [7, 7, 10]
+    assert reader.cache.lengths == [7, 7, 10]
 
 
 def test_one_token_at_a_time_from_the_first() -> None:
@@ -107,42 +109,64 @@ def test_one_token_at_a_time_from_the_first() -> None:
 def test_positions_and_masks() -> None:
     cache = new_cache(decoder(), rows=2)
     positions, masks = cache.place(3)
-    assert positions.tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert positions.tolist() == [[0, 1, 2]], "of both rows"
     assert masks == (None, None), "causal order says it"
-    cache.advance(torch.tensor([3, 1]))
+    cache.advance([3, 1])
     positions, masks = cache.place(1)
     assert positions.tolist() == [[3], [1]]
     assert isinstance(masks.everything, torch.Tensor)
     assert masks.window is None
     assert masks.everything[:, 0].tolist() == [[[True, True, True, True]], [[True, True, False, False]]]
-    cache.clear()
-    assert cache.place(2)[1] == (None, None)
+    cache.lengths = [4, 4]
+    assert cache.place(1)[1] == (None, None), "one token sees everything"
     windowed = new_cache(decoder(sliding_window=2), rows=1)
     mask = windowed.place(3)[1].window
     assert isinstance(mask, torch.Tensor)
     assert mask[0, 0].tolist() == [[True, False, False], [True, True, False], [False, True, True]]
 
 
-def test_rows_that_are_done_leave() -> None:
+def test_rows_that_are_done_give_their_place_to_the_last() -> None:
     reader = Reader(decoder(num_key_value_heads=2), rows=4)
     reader.check([2, 6, 1, 4])
     reader.check([1, 1, 1, 1])
-    kept = [0, 2]
-    reader.cache.keep_rows(torch.tensor(kept))
-    reader.texts = [reader.texts[row] for row in kept]
-    assert reader.cache.lengths.tolist() == [3, 2]
+    reader.cache.swap(1, 3, (7, 5))
+    reader.texts = [reader.texts[0], reader.texts[3], reader.texts[2]]
+    reader.cache.lengths = [3, 5, 2]
     for _ in range(3):
-        reader.check([1, 1])
+        reader.check([1, 1, 1])
 
 
-def test_cleared_it_is_as_new() -> None:
-    reader = Reader(decoder(), rows=2)
-    reader.check([7, 9])
-    reader.cache.clear()
-    reader.texts = [[], []]
-    reader.check([4, 2])
-    reader.check([1, 1])
-    assert reader.cache.lengths.tolist() == [5, 3]
+@pytest.mark.parametrize("lengths", [(5, 7), (0, 7), (5, 0)])
+def test_what_is_swapped_is_there(lengths: tuple[int, int]) -> None:
+    """A row of no tokens is overwritten, not kept."""
+    cache = new_cache(decoder(), rows=2)
+    cache.keys.copy_(torch.randn(cache.keys.shape))
+    cache.values.copy_(torch.randn(cache.values.shape))
+    before = cache.keys.clone(), cache.values.clone()
+    cache.swap(0, 1, lengths)
+    for store, old in zip((cache.keys, cache.values), before, strict=True):
+        assert torch.equal(store[:, 1, :, : lengths[0]], old[:, 0, :, : lengths[0]])
+        assert torch.equal(store[:, 0, :, : lengths[1]], old[:, 1, :, : lengths[1]])
+
+
+def test_a_part_is_the_same_memory() -> None:
+    """Rows read as part of a cache go on as rows of the whole."""
+    model = decoder()
+    reader = Reader(model, rows=3)
+    whole = reader.cache
+    reader.check([4, 4, 4])
+    reader.cache, reader.texts = whole.part(1, [0, 2]), [[], reader.texts[2][:2]]
+    reader.check([6, 3])
+    whole.lengths, reader.texts = [6, 5], [reader.texts[0], reader.texts[1]]
+    reader.cache = whole.part(1, [6, 5])
+    reader.check([1, 2])
+    assert whole.lengths == [6, 5], "its own lengths are as they were"
+
+
+def test_bytes_of_a_slot_are_those_of_its_tensors() -> None:
+    cache = new_cache(decoder(num_key_value_heads=2), rows=5)
+    assert 5 * cache.bytes_per_slot == cache.keys.untyped_storage().nbytes() + cache.values.untyped_storage().nbytes()
+    assert cache.bytes_per_slot == 2 * 2 * 2 * CAPACITY * 4 * 4  # k, v; layers; K; S; D; bytes
 
 
 def test_a_row_is_the_same_in_any_company() -> None:
@@ -154,7 +178,7 @@ def test_a_row_is_the_same_in_any_company() -> None:
         for reader, ids, real in ((long, text, [12, 3]), (short, text[1:, :3], [3])):
             positions, mask = reader.cache.place(ids.shape[1])
             model(ids, positions, mask, reader.cache)
-            reader.cache.advance(torch.tensor(real))
+            reader.cache.advance(real)
         outs = []
         for reader, rows in ((long, 2), (short, 1)):
             positions, mask = reader.cache.place(1)
@@ -165,6 +189,7 @@ def test_a_row_is_the_same_in_any_company() -> None:
 def test_bfloat16_keys_and_values_come_close() -> None:
     model = decoder()
     cache = KeyValueCache(model.config, 1, CAPACITY, torch.device("cpu"), torch.bfloat16)
+    cache.lengths = [0]
     ids = torch.randint(23, (1, 8), generator=torch.Generator().manual_seed(2))
     assert (
         cache.keys.nbytes + cache.values.nbytes == 2 * 2 * 1 * 4 * CAPACITY * 4 * 2
@@ -172,7 +197,7 @@ def test_bfloat16_keys_and_values_come_close() -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         positions, mask = cache.place(7)
         model(ids[:, :7], positions, mask, cache)
-        cache.advance(torch.tensor([7]))
+        cache.advance([7])
         positions, mask = cache.place(1)
         found = model(ids[:, 7:], positions, mask, cache)
         assert (found - model(ids)[:, 7:]).abs().max() < 0.1

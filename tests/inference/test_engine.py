@@ -208,12 +208,12 @@ def test_a_stop_string_is_never_shown(tokenizer: Tokenizer, text: str, stop: lis
 
 def test_it_stops_at_the_end_token(tokenizer: Tokenizer) -> None:
     (answer,) = saying(tokenizer, "ls").generate([[5]], greedy(60))
-    assert answer == Completion("ls", tokenizer.encode("ls"), "stop")
+    assert answer == Completion("ls", tokenizer.encode("ls"), "stop", prompt_tokens=1)
 
 
 def test_it_stops_at_the_length(tokenizer: Tokenizer) -> None:
     (answer,) = saying(tokenizer, "lsblk", end=False).generate([[5]], greedy(2))
-    assert answer == Completion("ls", tokenizer.encode("ls"), "length")
+    assert answer == Completion("ls", tokenizer.encode("ls"), "length", prompt_tokens=1)
 
 
 def test_the_end_token_can_be_ignored(tokenizer: Tokenizer) -> None:

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from leveret.inference.config import SamplingConfig
-from leveret.inference.sampling import next_token, penalise, truncate
+from leveret.inference.sampling import Chooser, adjusted, next_tokens, truncate
 
 VOCABULARY = 40
 HISTORY = [3, 5, 5, 0, 39, 5, 7, 3]
@@ -26,12 +26,26 @@ def some_logits(seed: int, size: int = VOCABULARY) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed)) * 3
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def settings(**keys: Any) -> SamplingConfig:
     return SamplingConfig.model_validate(keys)
+
+
+def chooser(config: SamplingConfig, history: list[int], seed: int = 0, size: int = VOCABULARY) -> Chooser:
+    return Chooser(config.model_copy(update={"seed": seed}), history, size)
+
+
+def penalise(logits_V: Tensor, history: list[int], config: SamplingConfig) -> Tensor:
+    return adjusted(logits_V[None], [chooser(config, history)])[0]
+
+
+def next_token(logits_V: Tensor, history: list[int], config: SamplingConfig, seed: int = 0) -> int:
+    return next_tokens(logits_V[None], [chooser(config, history, seed, len(logits_V))])[0]
+
+
+def draws(logits_V: Tensor, history: list[int], config: SamplingConfig, count: int) -> list[int]:
+    """So many tokens by one row's random numbers, none of which becomes part of its history."""
+    row = chooser(config, history, size=len(logits_V))
+    return [next_tokens(logits_V[None], [row])[0] for _ in range(count)]
 
 
 def theirs(processor: Callable[..., Tensor], logits_V: Tensor, history: list[int]) -> Tensor:
@@ -56,7 +70,7 @@ def theirs(processor: Callable[..., Tensor], logits_V: Tensor, history: list[int
 )
 def test_what_is_left_out(ours: dict[str, Any], processor: Callable[..., Tensor], seed: int) -> None:
     logits = some_logits(seed)
-    found = truncate(logits, settings(**ours))
+    found = truncate(logits[None], [settings(**ours)])[0]
     assert torch.equal(found, theirs(processor, logits, HISTORY))
     assert found.argmax() == logits.argmax()
 
@@ -102,8 +116,7 @@ def test_all_together_are_in_the_order_of_transformers(seed: int) -> None:
     config = settings(repetition_penalty=1.3, temperature=0.7, top_k=12, top_p=0.9, min_p=0.05)
     expected = theirs(chain, some_logits(seed), HISTORY).softmax(-1)
     allowed = set(expected.nonzero().flatten().tolist())
-    draws = generator(seed)
-    drawn = [next_token(some_logits(seed), HISTORY, config, draws) for _ in range(400)]
+    drawn = draws(some_logits(seed), HISTORY, config, 400)
     assert set(drawn) <= allowed
     shares = torch.bincount(torch.tensor(drawn), minlength=VOCABULARY) / len(drawn)
     assert (shares - expected).abs().max() < 0.1  # four standard deviations
@@ -112,8 +125,7 @@ def test_all_together_are_in_the_order_of_transformers(seed: int) -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_temperature_shapes_the_draws(temperature: float) -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    draws = generator(1)
-    drawn = [next_token(logits, [], settings(temperature=temperature), draws) for _ in range(4000)]
+    drawn = draws(logits, [], settings(temperature=temperature), 4000)
     shares = torch.bincount(torch.tensor(drawn), minlength=4) / 4000
     weights = torch.tensor([2.718281828 ** (value / temperature) for value in logits.tolist()])
     assert (shares - weights / weights.sum()).abs().max() < 0.03
@@ -122,21 +134,21 @@ def test_temperature_shapes_the_draws(temperature: float) -> None:
 def test_temperature_zero_is_greedy() -> None:
     for seed in range(10):
         logits = some_logits(seed)
-        assert next_token(logits, HISTORY, settings(), generator()) == int(logits.argmax())
+        assert next_token(logits, HISTORY, settings()) == int(logits.argmax())
     # The penalty counts even so: the best token has been said already.
     logits = torch.tensor([0.0, 5.0, 4.9])
-    assert next_token(logits, [1], settings(), generator()) == 1
-    assert next_token(logits, [1], settings(repetition_penalty=1.1), generator()) == 2
-    assert next_token(logits, [1, 2, 2], settings(repetition_penalty=1.1), generator()) == 1
+    assert next_token(logits, [1], settings()) == 1
+    assert next_token(logits, [1], settings(repetition_penalty=1.1)) == 2
+    assert next_token(logits, [1, 2, 2], settings(repetition_penalty=1.1)) == 1
     for window, chosen in ((None, 2), (3, 2), (2, 1), (1, 1)):
         keys = {"repetition_penalty": 1.1, "repetition_form": "per-count", "repetition_window": window}
-        assert next_token(logits, [1, 1, 1, 2], settings(**keys), generator()) == chosen
+        assert next_token(logits, [1, 1, 1, 2], settings(**keys)) == chosen
 
 
 def test_the_same_seed_draws_the_same() -> None:
     def draw(seed: int) -> list[int]:
-        draws = generator(seed)
-        return [next_token(some_logits(n), HISTORY, settings(temperature=1.5), draws) for n in range(30)]
+        row = chooser(settings(temperature=1.5), HISTORY, seed)
+        return [next_tokens(some_logits(n)[None], [row])[0] for n in range(30)]
 
     assert draw(5) == draw(5)
     assert draw(5) != draw(6)
@@ -147,15 +159,15 @@ def test_the_logits_are_left_alone(dtype: torch.dtype) -> None:
     logits = some_logits(2).to(dtype)
     before = logits.clone()
     config = settings(temperature=0.8, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.2)
-    assert 0 <= next_token(logits, HISTORY, config, generator()) < VOCABULARY
+    assert 0 <= next_token(logits, HISTORY, config) < VOCABULARY
     assert torch.equal(logits, before)
 
 
 def test_equal_logits_stay_together() -> None:
     logits = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    assert truncate(logits, settings(top_k=2)).isfinite().tolist() == [True, True, True, False]
-    assert truncate(logits, settings(min_p=1.0)).isfinite().tolist() == [True, True, True, False]
-    assert truncate(logits, settings(top_p=0.001)).isfinite().sum() == 1
+    assert truncate(logits[None], [settings(top_k=2)])[0].isfinite().tolist() == [True, True, True, False]
+    assert truncate(logits[None], [settings(min_p=1.0)])[0].isfinite().tolist() == [True, True, True, False]
+    assert truncate(logits[None], [settings(top_p=0.001)])[0].isfinite().sum() == 1
 
 
 @pytest.mark.parametrize(

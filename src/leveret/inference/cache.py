@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -10,60 +12,96 @@ from leveret.model.masks import Masks
 
 
 class KeyValueCache:
-    """A static cache for B sequences of at most S tokens: [layers, B, K, S, D] for keys and as much for values.
+    """A static cache of so many slots of S tokens: [layers, slots, K, S, D] for keys and as much for values.
 
-    Each sequence fills its own row from the left; `lengths` says how far. New tokens of a row that are padding are
-    written too, and overwritten by the tokens that come after the row's real ones.
+    The rows in use are the first ones, one for each entry of `lengths`: how many tokens of it are there. A row is
+    filled from the left; what is written of padding is overwritten by the tokens that come after the row's real ones.
     """
 
     def __init__(
-        self, config: ModelConfig, batch: int, capacity: int, device: torch.device, dtype: torch.dtype
+        self, config: ModelConfig, slots: int, capacity: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (config.num_hidden_layers, batch, config.kv_heads, capacity, config.head_width)
+        shape = (config.num_hidden_layers, slots, config.kv_heads, capacity, config.head_width)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.window = config.sliding_window
         self.capacity = capacity
-        self.lengths = torch.zeros(batch, device=device, dtype=torch.long)
-        self.positions = self.lengths[:, None]
-        self.used = 0
+        self.lengths: list[int] = []
+        self._new: tuple[Tensor, Tensor] | slice = slice(0)  # where new tokens go: rows and positions, or positions
+        self._used = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys.device
+
+    @property
+    def bytes_per_slot(self) -> int:
+        return (self.keys.nbytes + self.values.nbytes) // self.keys.shape[1]
+
+    def part(self, first: int, lengths: list[int]) -> KeyValueCache:
+        """The slots from `first` on, in the same memory, as a cache whose rows in use have these lengths."""
+        part = copy(self)
+        part.keys, part.values = self.keys[:, first:], self.values[:, first:]
+        part.lengths = lengths
+        return part
 
     def place(self, tokens: int) -> tuple[Tensor, Masks]:
-        """Makes room for new tokens in every row.
+        """Makes room for new tokens in every row in use.
 
         Returns:
-            Their positions [B, T], and which keys they see: bool [B, 1, T, S used] each, None where causal order says
-            it.
+            Their positions [B or 1, T], and which keys they see: bool [B or 1, 1, T, S used] each, None where causal
+            order says it.
         """
-        new = torch.arange(tokens, device=self.lengths.device)
-        self.positions = self.lengths[:, None] + new
-        first = self.used == 0
-        self.used = int(self.lengths.max()) + tokens
-        assert self.used <= self.capacity
-        if first and self.window is None:
-            return self.positions, Masks(None, None)
-        keys = torch.arange(self.used, device=self.lengths.device)
-        distance = self.positions[:, None, :, None] - keys  # [B, 1, T, S]
-        seen = distance >= 0
-        return self.positions, Masks(seen, None if self.window is None else seen & (distance < self.window))
+        longest, shortest = max(self.lengths), min(self.lengths)
+        self._used = longest + tokens
+        assert self._used <= self.capacity
+        if longest == shortest:
+            self._new = slice(longest, self._used)
+            positions = torch.arange(longest, self._used, device=self.device)[None]  # [1, T]
+            alone = tokens == 1 or longest == 0
+        else:
+            first = torch.tensor(self.lengths, device=self.device)[:, None]
+            positions = first + torch.arange(tokens, device=self.device)  # [B, T]
+            self._new = (torch.arange(len(self.lengths), device=self.device)[:, None], positions)
+            alone = False
+        seen = None
+        if not alone or self.window is not None:
+            keys = torch.arange(self._used, device=self.device)
+            distance = positions[:, None, :, None] - keys  # [B, 1, T, S]
+            seen = distance >= 0
+        everything = None if alone else seen
+        return positions, Masks(everything, None if self.window is None else seen & (distance < self.window))
 
     def extend(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
         """Writes a layer's new keys and values; returns all up to the longest row [B, K, S used, D]."""
-        rows = torch.arange(len(self.lengths), device=self.lengths.device)[:, None]
-        self.keys[layer][rows, :, self.positions] = k_BKTD.transpose(1, 2).to(self.keys.dtype)
-        self.values[layer][rows, :, self.positions] = v_BKTD.transpose(1, 2).to(self.values.dtype)
-        return self.keys[layer][:, :, : self.used], self.values[layer][:, :, : self.used]
+        rows = len(self.lengths)
+        keys, values = self.keys[layer, :rows], self.values[layer, :rows]  # [B, K, S, D]
+        if isinstance(self._new, slice):
+            keys[:, :, self._new] = k_BKTD
+            values[:, :, self._new] = v_BKTD
+        else:
+            at, positions = self._new
+            keys[at, :, positions] = k_BKTD.transpose(1, 2).to(keys.dtype)
+            values[at, :, positions] = v_BKTD.transpose(1, 2).to(values.dtype)
+        return keys[:, :, : self._used], values[:, :, : self._used]
 
-    def keep_rows(self, rows: Tensor) -> None:
-        """Drops the other rows."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self.lengths = self.lengths[rows]
+    def advance(self, counts: list[int]) -> None:
+        """Says how many of the tokens placed last were real, in each row."""
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
-    def advance(self, counts: Tensor) -> None:
-        """Says how many of the tokens placed last were real, [B]."""
-        self.lengths = self.lengths + counts
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copies a row's first tokens to another slot; lengths stay as they are."""
+        self.keys[:, target, :, :tokens] = self.keys[:, source, :, :tokens]
+        self.values[:, target, :, :tokens] = self.values[:, source, :, :tokens]
 
-    def clear(self) -> None:
-        """Forgets everything, to be filled again."""
-        self.lengths = torch.zeros_like(self.lengths)
-        self.used = 0
+    def swap(self, one: int, other: int, lengths: tuple[int, int]) -> None:
+        """Exchanges two slots, of whose tokens so many matter."""
+        if 0 in lengths:
+            source, target = (other, one) if lengths[0] == 0 else (one, other)
+            self.copy(source, target, max(lengths))
+            return
+        most = max(lengths)
+        for store in (self.keys, self.values):
+            kept = store[:, one, :, :most].clone()
+            store[:, one, :, :most] = store[:, other, :, :most]
+            store[:, other, :, :most] = kept

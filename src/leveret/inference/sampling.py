@@ -1,47 +1,198 @@
-"""From logits to the next token."""
+"""From logits to the next tokens, of many rows at once, each in its own way.
+
+    logits --> constraint --> penalties, bias --> temperature --> top_k, top_p, min_p --> one draw a row
+
+B rows, V vocabulary.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
+from random import Random
+from typing import Any, Protocol
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from leveret.inference.config import SamplingConfig
 
-
-def next_token(logits_V: Tensor, history: list[int], config: SamplingConfig, generator: torch.Generator) -> int:
-    """Chooses a token from the logits [V] of one sequence, whose tokens so far are `history`."""
-    logits = penalise(logits_V.float(), history, config)
-    if config.temperature == 0:
-        return int(logits.argmax())
-    probabilities = truncate(logits / config.temperature, config).softmax(-1)
-    return int(torch.multinomial(probabilities.cpu(), 1, generator=generator))
+CANDIDATES = 1024
+"""Tokens in which top_p looks for its share before it sorts the whole vocabulary."""
 
 
-def penalise(logits_V: Tensor, history: list[int], config: SamplingConfig) -> Tensor:
-    """Makes tokens of the history less probable, by either form of the repetition penalty."""
-    if config.repetition_penalty == 1.0 or not history:
-        return logits_V
-    window = history[-config.repetition_window :] if config.repetition_window else history
-    tokens, counts = torch.tensor(window, device=logits_V.device).unique(return_counts=True)
-    power = counts.float() if config.repetition_form == "per-count" else torch.ones_like(tokens, dtype=torch.float)
-    factor = config.repetition_penalty**power
-    logits_V = logits_V.clone()
-    old = logits_V[tokens]
-    logits_V[tokens] = torch.where(old > 0, old / factor, old * factor)
-    return logits_V
+class Constraint(Protocol):
+    """What an answer may be. done: it is whole, and nothing can follow."""
+
+    done: bool
+
+    def restrict(self, logits_V: Tensor) -> None:
+        """Sets the logits of tokens that cannot come next to minus infinity."""
+
+    def add(self, token: int) -> None: ...
 
 
-def truncate(logits_V: Tensor, config: SamplingConfig) -> Tensor:
+class Counts:
+    """How often tokens have occurred, among all so far or the last `window`; what is asked of it grows with the number
+    of different tokens, not of all."""
+
+    def __init__(self, vocabulary: int, window: int | None = None) -> None:
+        self._places: dict[int, int] = {}
+        self._ids = np.zeros(vocabulary, dtype=np.int64)
+        self._counts = np.zeros(vocabulary, dtype=np.float32)
+        self._last: deque[int] | None = None if window is None else deque()
+        self._window = window
+
+    def add(self, token: int) -> None:
+        place = self._places.setdefault(token, len(self._places))
+        self._ids[place] = token
+        self._counts[place] += 1
+        if self._last is not None:
+            self._last.append(token)
+            if len(self._last) > (self._window or 0):
+                self._counts[self._places[self._last.popleft()]] -= 1
+
+    @property
+    def ids(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The different tokens; of some the count may be zero by now."""
+        return self._ids[: len(self._places)]
+
+    @property
+    def counts(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return self._counts[: len(self._places)]
+
+
+class Chooser:
+    """How one answer's tokens are chosen, and what must be remembered for it.
+
+    Args:
+        prompt: token ids, which the repetition penalty counts too.
+        vocabulary: number of token ids.
+    """
+
+    def __init__(
+        self, config: SamplingConfig, prompt: Sequence[int], vocabulary: int, constraint: Constraint | None = None
+    ) -> None:
+        self.config, self.constraint = config, constraint
+        self.random = Random(config.seed)
+        self.said: Counts | None = None
+        if config.repetition_penalty != 1.0:
+            self.said = Counts(vocabulary, config.repetition_window)
+            for token in prompt:
+                self.said.add(token)
+        self.answered: Counts | None = None
+        if config.presence_penalty or config.frequency_penalty:
+            self.answered = Counts(vocabulary)
+        bias = {token: value for token, value in config.logit_bias.items() if 0 <= token < vocabulary}
+        self.bias = (np.array([*bias], dtype=np.int64), np.array([*bias.values()], dtype=np.float32)) if bias else None
+        self.plain = constraint is None and self.said is None and self.answered is None and self.bias is None
+        """Whether it goes by the model's own logits."""
+
+    def add(self, token: int) -> None:
+        for counts in (self.said, self.answered, self.constraint):
+            if counts is not None:
+                counts.add(token)
+
+
+def next_tokens(logits_BV: Tensor, rows: Sequence[Chooser]) -> list[int]:
+    """A token for each row, by its own settings, from the logits of the model, which stay as they are."""
+    if not all(row.plain for row in rows):
+        logits_BV = adjusted(logits_BV, rows)
+    drawing = [i for i, row in enumerate(rows) if row.config.temperature > 0]
+    if not drawing:
+        return logits_BV.argmax(-1).tolist()  # type: ignore[no-any-return]
+    if len(drawing) == len(rows):
+        return draw(logits_BV, rows).tolist()  # type: ignore[no-any-return]
+    tokens_B = logits_BV.argmax(-1)
+    tokens_B[drawing] = draw(logits_BV[drawing], [rows[i] for i in drawing])
+    return tokens_B.tolist()  # type: ignore[no-any-return]
+
+
+def adjusted(logits_BV: Tensor, rows: Sequence[Chooser]) -> Tensor:
+    """Logits after constraints, penalties and bias.
+
+    Repetition: divided by the factor where positive, multiplied where negative (Keskar et al., 2019). Presence and
+    frequency: minus the one if the token has occurred in the answer, minus the other times how often (OpenAI).
+    """
+    logits_BV = logits_BV.float().clone(memory_format=torch.contiguous_format)
+    for logits_V, row in zip(logits_BV, rows, strict=True):
+        if row.constraint is not None:
+            row.constraint.restrict(logits_V)
+    flat, width, device = logits_BV.view(-1), logits_BV.shape[1], logits_BV.device
+
+    places, factors = [], []
+    for i, row in enumerate(rows):
+        if row.said is not None:
+            once = row.config.repetition_form == "once"
+            places.append(i * width + row.said.ids)
+            factors.append(
+                row.config.repetition_penalty ** (np.minimum(row.said.counts, 1) if once else row.said.counts)
+            )
+    if places:
+        at = torch.from_numpy(np.concatenate(places)).to(device)
+        factor = torch.from_numpy(np.concatenate(factors).astype(np.float32)).to(device)
+        old = flat[at]
+        flat[at] = torch.where(old > 0, old / factor, old * factor)
+
+    places, terms = [], []
+    for i, row in enumerate(rows):
+        if row.answered is not None:
+            counts, config = row.answered.counts, row.config
+            places.append(i * width + row.answered.ids)
+            terms.append(-config.presence_penalty * (counts > 0) - config.frequency_penalty * counts)
+        if row.bias is not None:
+            places.append(i * width + row.bias[0])
+            terms.append(row.bias[1])
+    if places:
+        at = torch.from_numpy(np.concatenate(places)).to(device)
+        flat.index_add_(0, at, torch.from_numpy(np.concatenate(terms).astype(np.float32)).to(device))
+    return logits_BV
+
+
+def draw(logits_BV: Tensor, rows: Sequence[Chooser]) -> Tensor:
+    """A token of each row by one random number of its own: the place where the running sum of probabilities passes it.
+
+    The sum is in float64, since in float32 the many improbable tokens of a large vocabulary would be lost in it.
+    """
+    configs = [row.config for row in rows]
+    temperature = _column([config.temperature for config in configs], logits_BV)
+    probabilities = truncate(logits_BV.float() / temperature, configs).softmax(-1)
+    sums = probabilities.double().cumsum(-1)
+    random = torch.tensor([[row.random.getrandbits(32) / 2**32] for row in rows], dtype=torch.float64)
+    return torch.searchsorted(sums, random.to(sums.device) * sums[:, -1:], right=True)[:, 0]
+
+
+def truncate(logits_BV: Tensor, configs: Sequence[SamplingConfig]) -> Tensor:
     """Sets the logits of tokens that top_k, top_p and min_p leave out to minus infinity; the best always stays."""
-    if config.top_k is not None and config.top_k < len(logits_V):
-        least = logits_V.topk(config.top_k).values[-1]
-        logits_V = logits_V.masked_fill(logits_V < least, -torch.inf)
-    if config.top_p is not None:
-        ordered, order = logits_V.sort(descending=True)
-        probabilities = ordered.softmax(-1)
-        surplus = probabilities.cumsum(-1) - probabilities >= config.top_p
-        logits_V = logits_V.masked_fill(surplus.scatter(0, order, surplus), -torch.inf)
-    if config.min_p is not None:
-        probabilities = logits_V.softmax(-1)
-        logits_V = logits_V.masked_fill(probabilities < config.min_p * probabilities.max(), -torch.inf)
-    return logits_V
+    size = logits_BV.shape[1]
+    kept = [min(config.top_k or size, size) for config in configs]
+    if (most := max((k for k in kept if k < size), default=0)) > 0:
+        best = logits_BV.topk(most).values
+        last = torch.tensor([[min(k, most) - 1] for k in kept], device=logits_BV.device)
+        all_stay = torch.tensor([[k == size] for k in kept], device=logits_BV.device)
+        logits_BV = logits_BV.masked_fill((logits_BV < best.gather(1, last)) & ~all_stay, -torch.inf)
+    if any(config.top_p is not None for config in configs):
+        logits_BV = _reach(logits_BV, _column([config.top_p or 2.0 for config in configs], logits_BV))
+    if any(config.min_p is not None for config in configs):
+        probabilities = logits_BV.softmax(-1)
+        least = _column([config.min_p or 0.0 for config in configs], logits_BV) * probabilities.amax(-1, keepdim=True)
+        logits_BV = logits_BV.masked_fill(probabilities < least, -torch.inf)
+    return logits_BV
+
+
+def _reach(logits_BV: Tensor, top_p_B1: Tensor) -> Tensor:
+    """The fewest most probable tokens that together reach top_p."""
+    size = logits_BV.shape[1]
+    total = logits_BV.logsumexp(-1, keepdim=True)
+    for candidates in (min(CANDIDATES, size), size):
+        ordered, order = logits_BV.topk(candidates) if candidates < size else logits_BV.sort(descending=True)
+        probabilities = (ordered - total).exp()
+        surplus = probabilities.cumsum(-1) - probabilities >= top_p_B1
+        if candidates == size or bool(surplus[:, -1].all()):
+            break
+    return torch.full_like(logits_BV, -torch.inf).scatter(1, order, ordered.masked_fill(surplus, -torch.inf))
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
