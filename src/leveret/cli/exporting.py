@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run: DIR or name, /STAGE and @STEP after it if wished.")]
+
 export_app = typer.Typer(help="Write a model in the formats of other tools.")
-
-
-@export_app.callback()
-def _group() -> None:
-    """Keeps `hf` a command of its own, though it is the only one."""
 
 
 @export_app.command("hf")
 def huggingface(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run: DIR or name, /STAGE and @STEP after it if wished.")],
+    run: RunName,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
 ) -> None:
@@ -26,3 +24,17 @@ def huggingface(
 
     export_model(run, folder, dtype)
     print(f"AutoModelForCausalLM.from_pretrained({str(folder)!r})")
+
+
+@export_app.command("gguf")
+def gguf(
+    run: RunName,
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="A new file.")],
+    dtype: Annotated[str, typer.Option(help="f32, bf16, f16, q8_0 or q4_0.")] = "f16",
+) -> None:
+    """Write a Llama-, Qwen3- or GPT-2-shaped model as one file for llama.cpp and what is built on it."""
+    from leveret.export.gguf import export_gguf
+
+    for note in export_gguf(run, file, dtype):
+        print(f"note: {note}", file=sys.stderr)
+    print(f"leveret chat {file} --backend llamacpp")

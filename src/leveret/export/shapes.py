@@ -154,10 +154,12 @@ def facts_of(config: ModelConfig) -> dict[str, Any]:
     """The content of config.json for a shape: of the class of transformers' that computes the same.
 
     Raises:
-        UserError: there is none; the knob is named.
+        NoClass: there is none; the knob is named.
     """
     if family(config) == "gpt2":
         _only(config, PLAIN | {"sliding_window": None})
+        if config.head_width * config.num_attention_heads != config.hidden_size:
+            raise NoClass("head_dim", config.head_dim)
         return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"} | _of_gpt2(config)
     _only(config, PLAIN | OF_LLAMA)
     kind = "qwen3" if config.qk_norm else "llama" if config.sliding_window is None else "mistral"
@@ -166,7 +168,7 @@ def facts_of(config: ModelConfig) -> dict[str, Any]:
     if kind == "mistral":
         _only(config, {"attention_bias": False})
         if not all(config.windowed):
-            raise UserError(_no_class("window_pattern", config.window_pattern))
+            raise NoClass("window_pattern", config.window_pattern)
     names = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM"}
     return {"architectures": [names[kind]], "model_type": kind} | _of_llama(config, kind)
 
@@ -210,14 +212,18 @@ def _of_gpt2(config: ModelConfig) -> dict[str, Any]:
     } | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 
 
+class NoClass(UserError):
+    """A knob, and its value, that no class of transformers' has."""
+
+    def __init__(self, knob: str, value: Any) -> None:
+        super().__init__(
+            f"transformers has no class for a model with {knob}: {value}; Llama-, Mistral-, Qwen3- and GPT-2-shaped "
+            "models can be exported"
+        )
+        self.knob, self.value = knob, value
+
+
 def _only(config: ModelConfig, values: Mapping[str, Any]) -> None:
     for knob, value in values.items():
         if (given := getattr(config, knob)) != value:
-            raise UserError(_no_class(knob, given))
-
-
-def _no_class(knob: str, value: Any) -> str:
-    return (
-        f"transformers has no class for a model with {knob}: {value}; Llama-, Mistral-, Qwen3- and GPT-2-shaped models "
-        "can be exported"
-    )
+            raise NoClass(knob, given)

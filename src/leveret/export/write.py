@@ -18,11 +18,9 @@ import torch
 
 from leveret.errors import UserError
 from leveret.export.shapes import facts_of
+from leveret.export.source import find_source
 from leveret.inference.config import SamplingConfig
-from leveret.model.weights import to_disk
-from leveret.rundir import find_run, write_json
-from leveret.tokenizer.tokenizer import Tokenizer
-from leveret.training.checkpoint import find_checkpoint
+from leveret.rundir import write_json
 from leveret.training.tensorfile import write_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -41,25 +39,17 @@ def export_model(reference: str, folder: Path, dtype: str = "float32") -> None:
         raise UserError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"there is something in {folder} already; take another folder")
-    run, stage, step = find_run(reference)
-    stage = stage or run.last_trained()
-    recipe, tokenizer = run.recipe(), Tokenizer.load(run / "tokenizer")
-    config = recipe.model.with_vocabulary(tokenizer.vocab_size)
+    source = find_source(reference)
+    config, tokenizer = source.config, source.tokenizer
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
     facts = facts_of(config) | ids | {"dtype": dtype}
-    found = find_checkpoint(run / stage / "checkpoints", step)
-    if found is None:
-        raise UserError(f"{run / stage} has no checkpoint" + (f" of step {step}" if step is not None else ""))
-    weights = found.weights(config)
-    if config.tie_word_embeddings:
-        del weights["lm_head.weight"]
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     tokenizer.save(partial, model_max_length=config.max_position_embeddings)
-    written = {name: tensor.to(DTYPES[dtype]) for name, tensor in to_disk(weights, config).items()}
+    written = {name: tensor.to(DTYPES[dtype]) for name, tensor in source.weights().items()}
     write_tensors(partial / "model.safetensors", written, {"format": "pt"})
     (partial / "config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    write_json(partial / "generation_config.json", ids | _sampling(recipe.generation))
+    write_json(partial / "generation_config.json", ids | _sampling(source.recipe.generation))
     if folder.exists():
         folder.rmdir()
     partial.rename(folder)

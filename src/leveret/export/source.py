@@ -1,0 +1,46 @@
+"""What is exported: a trained model of a run, found and checked before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from leveret.errors import UserError
+from leveret.model.config import ModelConfig
+from leveret.model.weights import to_disk
+from leveret.recipe import Recipe
+from leveret.rundir import RunDir, find_run
+from leveret.tokenizer.tokenizer import Tokenizer
+from leveret.training.checkpoint import Checkpoint, find_checkpoint
+
+
+@dataclass(frozen=True)
+class Source:
+    """One checkpoint of a run, with all that belongs to it."""
+
+    run: RunDir
+    stage: str
+    recipe: Recipe
+    tokenizer: Tokenizer
+    config: ModelConfig
+    checkpoint: Checkpoint
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Its weights under the names on disk, adapters merged, a tied head left out."""
+        return to_disk(self.checkpoint.weights(self.config), self.config)
+
+
+def find_source(reference: str) -> Source:
+    """Takes RUN, RUN/STAGE or RUN/STAGE@STEP.
+
+    Raises:
+        UserError: there is no such run, or no such checkpoint of it.
+    """
+    run, stage, step = find_run(reference)
+    stage = stage or run.last_trained()
+    recipe, tokenizer = run.recipe(), Tokenizer.load(run / "tokenizer")
+    found = find_checkpoint(run / stage / "checkpoints", step)
+    if found is None:
+        raise UserError(f"{run / stage} has no checkpoint" + (f" of step {step}" if step is not None else ""))
+    return Source(run, stage, recipe, tokenizer, recipe.model.with_vocabulary(tokenizer.vocab_size), found)
