@@ -8,8 +8,10 @@ again, so that positions stay within what the model was trained on.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -32,22 +34,39 @@ class Completion:
     prompt_tokens: int = 0
 
 
-class Engine:
-    """Holds the weights and generates.
+class Schedules(Protocol):
+    """What serves many requests at once; one thread drives it. See Scheduler."""
 
-    Args:
-        model: on its device, in its dtype.
-        tokenizer: the model's own.
-        dtype: of matrix products; None: the weights' own.
+    slots: int
+    prefix_hits: int
+
+    @property
+    def running(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def bytes_per_slot(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
+    def submit(self, request: Request) -> None: ...
+    def cancel(self, request: Request) -> None: ...
+    def step(self) -> list[Delta]: ...
+
+
+class Answers(ABC):
+    """What generates, whatever computes it: this engine, or another program.
+
+    context: tokens that the model reads. dtype: of its weights.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        weight = model.embed_tokens.weight
-        self.device, self.dtype = weight.device, dtype or weight.dtype
-        self.context = model.config.max_position_embeddings
-        self.runner = Runner(model, self.dtype)
+    tokenizer: Tokenizer
+    context: int
+    device: torch.device
+    dtype: torch.dtype | str
+
+    @abstractmethod
+    def scheduler(self, slots: int, capacity: int | None = None, *, remember: bool = True) -> Schedules:
+        """What serves many requests at once; see Scheduler for the arguments."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], config: SamplingConfig, *, ignore_end: bool = False
@@ -85,7 +104,7 @@ class Engine:
         if not requests:
             return
         longest = max(len(request.prompt) + request.sampling.max_new_tokens for request in requests)
-        scheduler = Scheduler(self, len(requests), longest, remember=False)
+        scheduler = self.scheduler(len(requests), longest, remember=False)
         for request in requests:
             scheduler.submit(request)
         left = len(requests)
@@ -93,3 +112,25 @@ class Engine:
             for delta in scheduler.step():
                 left -= delta.finish is not None
                 yield delta
+
+
+class Engine(Answers):
+    """Holds the weights and generates.
+
+    Args:
+        model: on its device, in its dtype.
+        tokenizer: the model's own.
+        dtype: of matrix products; None: the weights' own.
+    """
+
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        weight = model.embed_tokens.weight
+        self.device = weight.device
+        self.dtype: torch.dtype = dtype or weight.dtype
+        self.context = model.config.max_position_embeddings
+        self.runner = Runner(model, self.dtype)
+
+    def scheduler(self, slots: int, capacity: int | None = None, *, remember: bool = True) -> Scheduler:
+        return Scheduler(self, slots, capacity, remember=remember)

@@ -9,10 +9,10 @@ from typing import Any
 from leveret.errors import UserError
 from leveret.hardware.device import device_name
 from leveret.inference.config import SamplingConfig
-from leveret.inference.engine import Engine
+from leveret.inference.engine import Answers
 
 
-def generation_speed(engine: Engine, prompt_tokens: int, new_tokens: int, repeat: int) -> dict[str, Any]:
+def generation_speed(engine: Answers, prompt_tokens: int, new_tokens: int, repeat: int) -> dict[str, Any]:
     """Tokens a second of one greedy stream, the median over `repeat` rounds after one that warms up.
 
     Raises:
