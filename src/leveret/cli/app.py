@@ -26,6 +26,7 @@ from leveret.cli.options import (
     open_run,
 )
 from leveret.cli.runs import runs_app
+from leveret.cli.serve import serve
 
 app = typer.Typer(
     help="Raise small language models from nothing. Every verb that takes a recipe takes a shipped name or a YAML "
@@ -46,6 +47,7 @@ app.add_typer(import_app, name="import")
 app.add_typer(export_app, name="export")
 train.add_verbs(app)
 speak.add_verbs(app)
+app.command()(serve)
 
 
 @app.command()
