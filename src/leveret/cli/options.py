@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from leveret.errors import UserError
 
 if TYPE_CHECKING:
     from leveret.run import Run
@@ -28,6 +30,15 @@ DropLeaks = Annotated[
     ),
 ]
 CopyData = Annotated[bool, typer.Option("--copy-data", help="Keep the token shards inside the run directory.")]
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run: DIR or name, /STAGE and @STEP after it if wished.")]
+MaxNew = Annotated[int | None, typer.Option("--max-new-tokens", help="Most tokens of the answer. [the recipe's]")]
+Temperature = Annotated[float | None, typer.Option("--temperature", help="0 is greedy. [the recipe's]")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the draws.")]
+Fields = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any other option of sampling (SamplingConfig); repeatable."),
+]
 
 
 def open_run(
@@ -67,3 +78,23 @@ def open_run(
         recipe = recipe.dropping_leaks()
     folder = run_dir or Path("runs") / recipe.name
     return Run(recipe, base, folder, console, device, copy_data, start_from, first, profile)
+
+
+def read_fields(fields: list[str] | None) -> dict[str, Any]:
+    """What `FIELD=VALUE` says of each, values in YAML.
+
+    Raises:
+        UserError: it cannot be read so.
+    """
+    import yaml
+
+    found = {}
+    for each in fields or []:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise UserError(f"{each!r} does not set anything; write FIELD=VALUE")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"{name}: {value!r} is not readable YAML; write text in quotes") from None
+    return found

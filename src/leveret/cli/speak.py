@@ -1,100 +1,25 @@
-"""Verbs that let a model speak: generate, chat, shell, bench; and the summary after a run."""
+"""Verbs that let a model speak: generate, chat (in files of their own), shell, bench; and the summary after a run."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from leveret.cli.chat import chat
+from leveret.cli.generate import generate
+from leveret.cli.options import Device, MaxNew, RunName
+from leveret.cli.terminal import lines
 
 if TYPE_CHECKING:
     from leveret.api import LoadedModel
     from leveret.run import Run
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run: DIR or name, /STAGE and @STEP after it if wished.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps, ...")]
-Temperature = Annotated[float | None, typer.Option(help="0 is greedy. [the recipe's]")]
-MaxNew = Annotated[int | None, typer.Option("--max-new-tokens", help="Most tokens of the answer. [the recipe's]")]
-
 
 def add_verbs(app: typer.Typer) -> None:
     for verb in (generate, chat, shell, bench):
         app.command()(verb)
-
-
-def generate(
-    run: RunName,
-    prompt: Annotated[str, typer.Argument(help="What to answer, or (base models) to go on with.")],
-    raw: Annotated[bool, typer.Option("--raw", help="No chat template, even for a fine-tuned model.")] = False,
-    samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="How many answers.")] = 1,
-    max_new_tokens: MaxNew = None,
-    temperature: Temperature = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep this many most probable tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the fewest tokens that reach this probability.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Keep tokens this times as probable as the best.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: less of what was said.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer; may be repeated.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the draws.")] = None,
-    device: Device = "auto",
-) -> None:
-    """Answer one prompt, as it comes."""
-    import leveret
-
-    sampling = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "stop": stop or None,
-        "seed": seed,
-    }
-    model = leveret.load(run, device)
-    if samples > 1:
-        for number, completion in enumerate(model.complete([prompt] * samples, raw=raw, **sampling), 1):
-            print(f"[{number}] {'' if model.chats and not raw else prompt}{completion.text}")
-        return
-    if not model.chats or raw:
-        print(prompt, end="")
-    for piece in model.stream(prompt, raw=raw, **sampling):
-        print(piece, end="", flush=True)
-    print()
-
-
-def chat(
-    run: RunName,
-    system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
-    temperature: Temperature = None,
-    max_new_tokens: MaxNew = None,
-    device: Device = "auto",
-) -> None:
-    """Talk with a model. /reset forgets the dialogue, ctrl-C stops an answer, ctrl-D leaves."""
-    import leveret
-
-    model = leveret.load(run, device)
-    opening = [{"role": "system", "content": system}] if system else []
-    messages = list(opening)
-    for line in _lines("> ", "chat"):
-        if line == "/reset":
-            messages = list(opening)
-            continue
-        messages.append({"role": "user", "content": line})
-        pieces: list[str] = []
-        stream = (
-            model.chat(messages, temperature=temperature, max_new_tokens=max_new_tokens)
-            if model.chats
-            else model.stream(line, temperature=temperature, max_new_tokens=max_new_tokens)
-        )
-        try:
-            for piece in stream:
-                pieces.append(piece)
-                print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            print(" [stopped]", end="")
-        print()
-        messages.append({"role": "assistant", "content": "".join(pieces)})
 
 
 def shell(
@@ -112,7 +37,7 @@ def shell(
     loaded = leveret.load(model, device)
     if instruction is not None:
         raise typer.Exit(_one_command(loaded, instruction, run, max_new_tokens))
-    for line in _lines("what to do> ", "shell"):
+    for line in lines("what to do> ", "shell"):
         _one_command(loaded, line, run, max_new_tokens)
 
 
@@ -150,28 +75,6 @@ def bench(
 
     model = leveret.load(run, device)
     print(json.dumps(generation_speed(model.engine, prompt_tokens, new_tokens, repeat), indent=2))
-
-
-def _lines(prompt: str, name: str):  # type: ignore[no-untyped-def]
-    """What the user types, line by line, with a history kept between sessions on a terminal; ends at ctrl-D."""
-    if not sys.stdin.isatty():
-        yield from (line.strip() for line in sys.stdin if line.strip())
-        return
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory
-
-    folder = Path.home() / ".local" / "state" / "leveret"
-    folder.mkdir(parents=True, exist_ok=True)
-    session: PromptSession[str] = PromptSession(history=FileHistory(str(folder / f"{name}.history")))
-    while True:
-        try:
-            line = session.prompt(prompt).strip()
-        except KeyboardInterrupt:
-            continue
-        except EOFError:
-            return
-        if line:
-            yield line
 
 
 def summary(work: Run) -> None:
