@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,30 +16,22 @@ from leveret.api import LoadedModel
 from leveret.inference.engine import Engine
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
-from leveret.recipe import recipe_of_yaml
+from leveret.recipe import Recipe, to_yaml
+from leveret.rundir import RunDir
 from leveret.serving.config import ServeConfig
 from leveret.serving.server import Server, make_server, open_socket
 from leveret.serving.service import Service
 from leveret.tokenizer import TokenizerConfig, train_tokenizer
+from leveret.training.checkpoint import Snapshot, write_checkpoint
 
-RECIPE = """
-name: tiny
-tokenizer: {kind: bpe, vocab_size: 320, template: chatml}
-data: {sources: [{paths: [nothing.txt]}]}
-model:
-  {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 24, max_position_embeddings: 256}
-finetune: {steps: 1, examples: [{paths: [nothing.jsonl]}]}
-generation: {max_new_tokens: 8, temperature: 0.0}
-"""
 KEY = "a-key-of-some-length-0123456789"
 
 
 def tiny_model(context: int = 256) -> LoadedModel:
-    """Says bytes at random, and never ends by itself within a test's patience: its end token is improbable."""
+    """Says bytes at random; whether it ends by itself is chance."""
     special = ["<eos>", "<|im_start|>", "<|im_end|>"]
-    tokenizer = train_tokenizer(
-        TokenizerConfig(kind="bpe", vocab_size=259, special_tokens=special, eos_token="<eos>", template="chatml"), ["a"]
-    )
+    wanted = TokenizerConfig(kind="bpe", vocab_size=259, special_tokens=special, eos_token="<eos>", template="chatml")
+    tokenizer = train_tokenizer(wanted, ["a"])
     shape = {
         "vocab_size": tokenizer.vocab_size,
         "hidden_size": 16,
@@ -54,9 +47,33 @@ def tiny_model(context: int = 256) -> LoadedModel:
         for name, parameter in decoder.named_parameters():
             level = parameter.dim() == 1 and not name.endswith("bias")
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5 + level)
-    recipe = recipe_of_yaml(RECIPE, "tiny")
-    engine = Engine(decoder, tokenizer)
-    return LoadedModel(recipe, engine, None, "finetune", 1, "0" * 64)  # type: ignore[arg-type]
+    recipe = Recipe.model_validate(
+        {
+            "name": "tiny",
+            "tokenizer": wanted,
+            "data": {"sources": []},
+            "model": shape,
+            "finetune": {"steps": 1, "examples": [{"paths": ["nothing.jsonl"]}]},
+            "generation": {"max_new_tokens": 8},
+        }
+    )
+    return LoadedModel(recipe, Engine(decoder, tokenizer), None, "finetune", 1, "0" * 64)
+
+
+def write_run(folder: Path, model: LoadedModel) -> Path:
+    """The model as a finished run."""
+    run, engine = RunDir(folder), model.engine
+    assert isinstance(engine, Engine)
+    folder.mkdir(parents=True)
+    model.tokenizer.save(run / "tokenizer")
+    (run / "recipe.yaml").write_text(to_yaml(model.recipe), encoding="utf-8")
+    weights = dict(engine.model.state_dict())
+    random = {"cpu": torch.get_rng_state()}
+    snapshot = Snapshot(engine.model.config, weights, {}, random, {"step": 1}, to_yaml(model.recipe))
+    write_checkpoint(run / "finetune" / "checkpoints", snapshot)
+    run.begin("finetune", {})
+    run.finish("finetune", {}, 0.0)
+    return folder
 
 
 NEVER_ENDS = {"logit_bias": {"0": -100.0, "1": -100.0, "2": -100.0}}

@@ -118,11 +118,12 @@ class Form:
 def usage(prompt_tokens: int, longest_prompt: int, answers: Sequence[Answer], context: int) -> dict[str, Any]:
     """Tokens of all prompts and answers, and how much of the context the fullest answer's slot has used."""
     generated = sum(answer.tokens for answer in answers)
+    used = longest_prompt + max(answer.tokens for answer in answers)  # the last token of all needs no room
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated,
         "total_tokens": prompt_tokens + generated,
-        "context": {"used": longest_prompt + max(answer.tokens for answer in answers), "limit": context},
+        "context": {"used": min(used, context), "limit": context},
     }
 
 
