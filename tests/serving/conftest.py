@@ -1,0 +1,25 @@
+"""One server that most tests ask."""
+
+from collections.abc import Iterator
+
+import pytest
+from openai import OpenAI
+from tiny_server import Running, running, tiny_model
+
+from leveret.api import LoadedModel
+
+
+@pytest.fixture(scope="session")
+def model() -> LoadedModel:
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def server(model: LoadedModel) -> Iterator[Running]:
+    with running(model) as up:
+        yield up
+
+
+@pytest.fixture(scope="session")
+def client(server: Running) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30)
