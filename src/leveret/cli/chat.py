@@ -134,14 +134,12 @@ class Chat:
         usages = [(f"/{name} {USAGE.get(name, '')}".rstrip(), command.__doc__) for name, command in COMMANDS.items()]
         width = columns() or 80
         left = max(len(usage) for usage, _ in usages) + 2
-        for usage, what in usages:
-            if width < left + 30:
-                note(f"{usage}\n  {what}")
-            else:
-                note(f"{usage:<{left}}{what}")
-        note("// begins a message that begins with /. Control-C stops an answer, control-D leaves.")
+        apart = width < left + 30
+        told = [f"{usage}\n  {what}" if apart else f"{usage:<{left}}{what}" for usage, what in usages]
+        told.append("// begins a message that begins with /; ctrl-C stops an answer, ctrl-D leaves")
         if not self.model.chats:
-            note("This model is not fine-tuned: it goes on with the text so far, yours and its own.")
+            told.append("this model is not fine-tuned: it goes on with the text so far, yours and its own")
+        note("\n".join(told))
 
     def reset(self, _: str) -> None:
         """forget the dialogue, but for the system's message"""

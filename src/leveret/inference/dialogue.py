@@ -1,7 +1,8 @@
 """A dialogue: who said what, how it is sampled, what of it fits into a context, and its form on disk.
 
 A file of it is JSON: {"format_version": 1, "model": name, "system": text or null, "sampling": {field: value},
-"messages": [{"role": "user" or "assistant", "content": text}]}. The chat page writes and reads the same.
+"messages": [{"role": "user" or "assistant", "content": text}]}. The chat page imports such files, and what it exports,
+{"format_version": 1, "conversations": [{"model", "updated", "turns", ...}]}, is read here.
 """
 
 from __future__ import annotations
@@ -130,13 +131,13 @@ class Dialogue:
 
     @classmethod
     def load(cls, path: Path) -> Dialogue:
-        """Reads a file of one.
+        """Reads a file of one; of the chat page's conversations, the one that was changed last.
 
         Raises:
             UserError: it cannot be read, or is none.
         """
         try:
-            found = _File.model_validate(json.loads(path.read_text("utf-8", "surrogatepass")))
+            found = _File.model_validate(_newest(json.loads(path.read_text("utf-8", "surrogatepass"))))
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         except ValidationError as error:
@@ -157,3 +158,12 @@ class Dialogue:
         if any(turn["role"] == "system" for turn in turns):
             raise UserError(f"{path} is no dialogue: only its first message may be the system's")
         return cls(found.model or "", system, found.sampling, turns)
+
+
+def _newest(content: Any) -> Any:
+    """The newest of a page's conversations in the form of a dialogue; what is something else, as it is."""
+    conversations = content.get("conversations") if isinstance(content, dict) else None
+    if not isinstance(conversations, list) or not all(isinstance(each, dict) for each in conversations):
+        return content
+    newest = max(conversations, key=lambda each: str(each.get("updated")), default={})
+    return {**content, "model": newest.get("model"), "messages": newest.get("turns")}

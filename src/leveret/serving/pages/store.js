@@ -51,10 +51,12 @@ export function remove(id) {
   return () => conversations.splice(place, 0, gone);
 }
 
+const titleOf = ({ turns }) => [...String(turns[0]?.content ?? "").trim().split("\n")[0]].slice(0, 60).join("");
+
 /** Notes a change: the conversation comes first and is kept. */
 export function touch(conversation) {
   conversation.updated = new Date().toISOString();
-  conversation.title ||= [...(conversation.turns[0]?.content ?? "").trim().split("\n")[0]].slice(0, 60).join("");
+  conversation.title ||= titleOf(conversation);
   conversations = [conversation, ...conversations.filter((each) => each !== conversation)];
   return save();
 }
@@ -62,8 +64,16 @@ export function touch(conversation) {
 export const asFile = () =>
   JSON.stringify({ format: FORMAT, format_version: VERSION, exported: new Date().toISOString(), conversations }, null, 2);
 
+/** The file that `leveret chat` saves, as an export of one conversation; what it says of settings stays behind. */
+function fromDialogue({ format_version, model, messages }) {
+  const now = new Date().toISOString();
+  const conversation = { id: `${Date.now()}-${Math.random()}`, title: "", created: now, updated: now, model: model ?? "", turns: messages };
+  conversation.title = titleOf(conversation);
+  return { format: FORMAT, format_version, conversations: [conversation] };
+}
+
 /**
- * Adds the conversations of an exported file; those that are here already, unchanged, are not added twice.
+ * Adds the conversations of an exported file, or the dialogue of a terminal; those that are here already, unchanged, are not added twice.
  * Returns how many were added. Throws an Error that says what is wrong with the file, and changes nothing then.
  */
 export function addFile(text) {
@@ -73,6 +83,7 @@ export function addFile(text) {
   } catch {
     throw new Error("it is not JSON");
   }
+  if (Array.isArray(file?.messages)) file = fromDialogue(file);
   if (file?.format !== FORMAT) throw new Error("it is no export of conversations");
   if (file.format_version !== VERSION) throw new Error(`it has format version ${file.format_version}, not ${VERSION}`);
   if (!Array.isArray(file.conversations)) throw new Error("it holds no list of conversations");
