@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from leveret.errors import UserError
 from leveret.inference.config import SamplingConfig
@@ -49,15 +50,16 @@ def decoder(context: int = LONG, seed: int = 0, vocab_size: int = 257, **knobs: 
     return model
 
 
-class Script:
+class Script(nn.Module):
     """In place of a decoder's head: it says these tokens one after the other, whatever the prompt."""
 
     def __init__(self, model: Decoder, tokens: list[int]) -> None:
+        super().__init__()
         self.tokens, self.next = tokens, 0
-        model.head = self  # type: ignore[method-assign, assignment]
         self.vocab = model.config.vocabulary
+        model.lm_head = self  # type: ignore[assignment]
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros(len(hidden), self.vocab)
         logits[:, self.tokens[self.next]] = 1.0
         self.next += 1

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from leveret.inference.config import SamplingConfig
-from leveret.inference.sampling import Chooser, adjusted, next_tokens, truncate
+from leveret.inference.sampling import Chooser, adjusted, candidates, next_tokens, probable
 
 VOCABULARY = 40
 HISTORY = [3, 5, 5, 0, 39, 5, 7, 3]
@@ -36,6 +36,12 @@ def chooser(config: SamplingConfig, history: list[int], seed: int = 0, size: int
 
 def penalise(logits_V: Tensor, history: list[int], config: SamplingConfig) -> Tensor:
     return adjusted(logits_V[None], [chooser(config, history)])[0]
+
+
+def truncate(logits_BV: Tensor, configs: list[SamplingConfig]) -> Tensor:
+    """What is kept, each in its place."""
+    best, ids = candidates(logits_BV, configs)
+    return probable(torch.full_like(logits_BV, -torch.inf).scatter(1, ids, best), configs)
 
 
 def next_token(logits_V: Tensor, history: list[int], config: SamplingConfig, seed: int = 0) -> int:
@@ -163,11 +169,11 @@ def test_the_logits_are_left_alone(dtype: torch.dtype) -> None:
     assert torch.equal(logits, before)
 
 
-def test_equal_logits_stay_together() -> None:
-    logits = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    assert truncate(logits[None], [settings(top_k=2)])[0].isfinite().tolist() == [True, True, True, False]
-    assert truncate(logits[None], [settings(min_p=1.0)])[0].isfinite().tolist() == [True, True, True, False]
-    assert truncate(logits[None], [settings(top_p=0.001)])[0].isfinite().sum() == 1
+def test_of_equal_logits_as_many_stay_as_are_asked_for() -> None:
+    logits = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    assert truncate(logits, [settings(top_k=2)]).isfinite().sum() == 2
+    assert truncate(logits, [settings(top_p=0.001)]).isfinite().sum() == 1
+    assert truncate(logits, [settings(min_p=1.0)]).isfinite().tolist() == [[True, True, True, False]]
 
 
 @pytest.mark.parametrize(

@@ -58,19 +58,18 @@ class KeyValueCache:
         if longest == shortest:
             self._new = slice(longest, self._used)
             positions = torch.arange(longest, self._used, device=self.device)[None]  # [1, T]
-            alone = tokens == 1 or longest == 0
         else:
             first = torch.tensor(self.lengths, device=self.device)[:, None]
             positions = first + torch.arange(tokens, device=self.device)  # [B, T]
             self._new = (torch.arange(len(self.lengths), device=self.device)[:, None], positions)
-            alone = False
-        seen = None
-        if not alone or self.window is not None:
-            keys = torch.arange(self._used, device=self.device)
-            distance = positions[:, None, :, None] - keys  # [B, 1, T, S]
-            seen = distance >= 0
-        everything = None if alone else seen
-        return positions, Masks(everything, None if self.window is None else seen & (distance < self.window))
+        plain = longest == shortest and (tokens == 1 or longest == 0)  # causal order says it
+        if plain and self.window is None:
+            return positions, Masks(None, None)
+        keys = torch.arange(self._used, device=self.device)
+        distance = positions[:, None, :, None] - keys  # [B or 1, 1, T, S]
+        seen = distance >= 0
+        windowed = None if self.window is None else seen & (distance < self.window)
+        return positions, Masks(None if plain else seen, windowed)
 
     def extend(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
         """Writes a layer's new keys and values; returns all up to the longest row [B, K, S used, D]."""
@@ -93,6 +92,14 @@ class KeyValueCache:
         """Copies a row's first tokens to another slot; lengths stay as they are."""
         self.keys[:, target, :, :tokens] = self.keys[:, source, :, :tokens]
         self.values[:, target, :, :tokens] = self.values[:, source, :, :tokens]
+
+    def take(self, rows: list[int]) -> None:
+        """The rows in use become copies of these."""
+        if rows != list(range(len(rows))):
+            most = max(self.lengths)
+            for store in (self.keys, self.values):
+                store[:, : len(rows), :, :most] = store[:, rows, :, :most]
+        self.lengths = [self.lengths[row] for row in rows]
 
     def swap(self, one: int, other: int, lengths: tuple[int, int]) -> None:
         """Exchanges two slots, of whose tokens so many matter."""

@@ -10,6 +10,11 @@ from pydantic import Field, ValidationError, model_validator
 from leveret.config import Config
 from leveret.errors import UserError
 
+_NOT_WITH_BEAMS = (
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "choices", "json_schema",
+    "draft_tokens",
+)  # fmt: skip
+
 
 class SamplingConfig(Config):
     """Settings of one generation. temperature 0 is greedy."""
@@ -63,6 +68,9 @@ class SamplingConfig(Config):
             raise ValueError("choices and json_schema exclude each other: give one of them")
         if self.temperature > 0 and self.beams > 1:
             raise ValueError("beams are for temperature 0: set it, or beams to 1")
+        for name in _NOT_WITH_BEAMS if self.beams > 1 else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"beams go by the model's own probabilities: leave out {name}, or set beams to 1")
         if self.temperature > 0 and self.draft_tokens:
             raise ValueError("draft_tokens are for temperature 0: set it, or draft_tokens to 0")
         return self

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from leveret.inference.beams import beam_search
 from leveret.inference.config import SamplingConfig
 from leveret.inference.request import Delta, Finish, Request, TokenInfo
 from leveret.inference.runner import Runner
@@ -87,6 +88,9 @@ class Answers(ABC):
 
     def stream(self, prompt: Sequence[int], config: SamplingConfig) -> Iterator[str]:
         """Yields the answer to one prompt as it comes, never half a character or part of a stop string."""
+        if config.beams > 1:
+            yield self.generate([prompt], config)[0].text  # which answer is best is known at the end
+            return
         for delta in self._run(self._requests([prompt], config, False)):
             if delta.text:
                 yield delta.text
@@ -126,7 +130,7 @@ class Engine(Answers):
     def __init__(self, model: Decoder, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        weight = model.embed_tokens.weight
+        weight = model.norm.get_parameter("weight")  # matrices may be packed
         self.device = weight.device
         self.dtype: torch.dtype = dtype or weight.dtype
         self.context = model.config.max_position_embeddings
@@ -134,3 +138,17 @@ class Engine(Answers):
 
     def scheduler(self, slots: int, capacity: int | None = None, *, remember: bool = True) -> Scheduler:
         return Scheduler(self, slots, capacity, remember=remember)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], config: SamplingConfig, *, ignore_end: bool = False
+    ) -> list[Completion]:
+        """The same; with beams, the window does not slide, and a stop string only cuts the best answer."""
+        if config.beams == 1:
+            return super().generate(prompts, config, ignore_end=ignore_end)
+        completions = []
+        for prompt, answer in zip(prompts, beam_search(self, prompts, config, ignore_end), strict=True):
+            text = self.tokenizer.decode(answer.tokens)
+            cut = min((at for stop in config.stop if (at := text.find(stop)) >= 0), default=len(text))
+            finish: Finish = "stop" if answer.ended or cut < len(text) else "length"
+            completions.append(Completion(text[:cut], answer.tokens, finish, prompt_tokens=len(prompt)))
+        return completions

@@ -25,7 +25,8 @@ CANDIDATES = 1024
 class Constraint(Protocol):
     """What an answer may be. done: it is whole, and nothing can follow."""
 
-    done: bool
+    @property
+    def done(self) -> bool: ...
 
     def restrict(self, logits_V: Tensor) -> None:
         """Sets the logits of tokens that cannot come next to minus infinity."""
@@ -101,12 +102,12 @@ def next_tokens(logits_BV: Tensor, rows: Sequence[Chooser]) -> list[int]:
         logits_BV = adjusted(logits_BV, rows)
     drawing = [i for i, row in enumerate(rows) if row.config.temperature > 0]
     if not drawing:
-        return logits_BV.argmax(-1).tolist()  # type: ignore[no-any-return]
+        return logits_BV.argmax(-1).tolist()
     if len(drawing) == len(rows):
-        return draw(logits_BV, rows).tolist()  # type: ignore[no-any-return]
+        return draw(logits_BV, rows).tolist()
     tokens_B = logits_BV.argmax(-1)
     tokens_B[drawing] = draw(logits_BV[drawing], [rows[i] for i in drawing])
-    return tokens_B.tolist()  # type: ignore[no-any-return]
+    return tokens_B.tolist()
 
 
 def adjusted(logits_BV: Tensor, rows: Sequence[Chooser]) -> Tensor:
@@ -151,48 +152,70 @@ def adjusted(logits_BV: Tensor, rows: Sequence[Chooser]) -> Tensor:
 
 
 def draw(logits_BV: Tensor, rows: Sequence[Chooser]) -> Tensor:
-    """A token of each row by one random number of its own: the place where the running sum of probabilities passes it.
-
-    The sum is in float64, since in float32 the many improbable tokens of a large vocabulary would be lost in it.
-    """
+    """A token of each row. What a row draws does not depend on the others: those that keep few tokens draw among these,
+    in the order of their probabilities, the others among all, in the order of the vocabulary."""
     configs = [row.config for row in rows]
-    temperature = _column([config.temperature for config in configs], logits_BV)
-    probabilities = truncate(logits_BV.float() / temperature, configs).softmax(-1)
-    sums = probabilities.double().cumsum(-1)
-    random = torch.tensor([[row.random.getrandbits(32) / 2**32] for row in rows], dtype=torch.float64)
-    return torch.searchsorted(sums, random.to(sums.device) * sums[:, -1:], right=True)[:, 0]
+    logits_BV = logits_BV.float() / _column([config.temperature for config in configs], logits_BV)
+    tokens_B = torch.empty(len(rows), dtype=torch.long, device=logits_BV.device)
+    few = [i for i, config in enumerate(configs) if _keeps_few(config)]
+    if few:
+        chosen = [configs[i] for i in few]
+        best, ids = candidates(logits_BV if len(few) == len(rows) else logits_BV[few], chosen)
+        places = _pass(probable(best, chosen), [rows[i] for i in few])
+        tokens_B[few] = ids.gather(1, places)[:, 0]
+    if len(few) < len(rows):
+        rest = [i for i in range(len(rows)) if i not in set(few)]
+        logits = probable(logits_BV if not few else logits_BV[rest], [configs[i] for i in rest])
+        tokens_B[rest] = _pass(logits, [rows[i] for i in rest])[:, 0]
+    return tokens_B
 
 
-def truncate(logits_BV: Tensor, configs: Sequence[SamplingConfig]) -> Tensor:
-    """Sets the logits of tokens that top_k, top_p and min_p leave out to minus infinity; the best always stays."""
+def candidates(logits_BV: Tensor, configs: Sequence[SamplingConfig]) -> tuple[Tensor, Tensor]:
+    """The tokens that top_k and then top_p keep: their logits, best first, minus infinity for those left out; and
+    their ids, both [B, K]. Of equal logits as many are kept as are asked for."""
     size = logits_BV.shape[1]
-    kept = [min(config.top_k or size, size) for config in configs]
-    if (most := max((k for k in kept if k < size), default=0)) > 0:
-        best = logits_BV.topk(most).values
-        last = torch.tensor([[min(k, most) - 1] for k in kept], device=logits_BV.device)
-        all_stay = torch.tensor([[k == size] for k in kept], device=logits_BV.device)
-        logits_BV = logits_BV.masked_fill((logits_BV < best.gather(1, last)) & ~all_stay, -torch.inf)
-    if any(config.top_p is not None for config in configs):
-        logits_BV = _reach(logits_BV, _column([config.top_p or 2.0 for config in configs], logits_BV))
-    if any(config.min_p is not None for config in configs):
-        probabilities = logits_BV.softmax(-1)
-        least = _column([config.min_p or 0.0 for config in configs], logits_BV) * probabilities.amax(-1, keepdim=True)
-        logits_BV = logits_BV.masked_fill(probabilities < least, -torch.inf)
-    return logits_BV
-
-
-def _reach(logits_BV: Tensor, top_p_B1: Tensor) -> Tensor:
-    """The fewest most probable tokens that together reach top_p."""
-    size = logits_BV.shape[1]
-    total = logits_BV.logsumexp(-1, keepdim=True)
-    for candidates in (min(CANDIDATES, size), size):
-        ordered, order = logits_BV.topk(candidates) if candidates < size else logits_BV.sort(descending=True)
-        probabilities = (ordered - total).exp()
-        surplus = probabilities.cumsum(-1) - probabilities >= top_p_B1
-        if candidates == size or bool(surplus[:, -1].all()):
+    kept = torch.tensor([[config.top_k or size] for config in configs], device=logits_BV.device)
+    share = _column([config.top_p if _nucleus(config) else 2.0 for config in configs], logits_BV)
+    everywhere = all(config.top_k for config in configs)
+    total = None if everywhere else logits_BV.logsumexp(-1, keepdim=True)
+    for width in (max(config.top_k or 0 for config in configs),) if everywhere else (CANDIDATES, size):
+        width = min(width, size)
+        best, ids = logits_BV.topk(width) if width < size else logits_BV.sort(descending=True)
+        left_out = torch.arange(width, device=logits_BV.device) >= kept
+        if any(map(_nucleus, configs)):
+            among = best.masked_fill(left_out, -torch.inf).logsumexp(-1, keepdim=True)
+            probabilities = (best - (among if total is None else torch.where(kept < size, among, total))).exp()
+            left_out = left_out | (probabilities.cumsum(-1) - probabilities >= share)
+        if width == size or bool(left_out[:, -1].all()):
             break
-    return torch.full_like(logits_BV, -torch.inf).scatter(1, order, ordered.masked_fill(surplus, -torch.inf))
+    return best.masked_fill(left_out, -torch.inf), ids
 
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
+def probable(logits_BK: Tensor, configs: Sequence[SamplingConfig]) -> Tensor:
+    """The same logits without tokens that are less than min_p times as probable as the best."""
+    if not any(config.min_p for config in configs):
+        return logits_BK
+    least = _column([config.min_p or 0.0 for config in configs], logits_BK).log()
+    return logits_BK.masked_fill(logits_BK < logits_BK.amax(-1, keepdim=True) + least, -torch.inf)
+
+
+def _pass(logits_BK: Tensor, rows: Sequence[Chooser]) -> Tensor:
+    """The places [B, 1] where the running sums of probabilities pass each row's next random number.
+
+    The sums are in float64: in float32 the many improbable tokens of a large vocabulary would be lost in them.
+    """
+    sums = (logits_BK - logits_BK.amax(-1, keepdim=True)).exp().cumsum(-1, dtype=torch.float64)
+    random = torch.tensor([[row.random.getrandbits(32) / 2**32] for row in rows], dtype=torch.float64)
+    return torch.searchsorted(sums, random.to(sums.device) * sums[:, -1:], right=True)
+
+
+def _nucleus(config: SamplingConfig) -> bool:
+    return config.top_p is not None and config.top_p < 1
+
+
+def _keeps_few(config: SamplingConfig) -> bool:
+    return config.top_k is not None or _nucleus(config)
+
+
+def _column(values: Sequence[float | None], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]

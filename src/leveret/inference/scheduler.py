@@ -19,8 +19,10 @@ from torch import Tensor
 
 from leveret.errors import UserError
 from leveret.inference.cache import KeyValueCache
+from leveret.inference.constraints import constraint_of
 from leveret.inference.request import Delta, Finish, Request, TokenChoice, TokenInfo, Unfit
-from leveret.inference.sampling import Chooser, next_tokens
+from leveret.inference.sampling import Chooser, Constraint, next_tokens
+from leveret.inference.speculation import Lookup
 from leveret.tokenizer.tokenizer import IncrementalDecoder, Tokenizer
 
 if TYPE_CHECKING:
@@ -64,30 +66,44 @@ class Text:
 
 
 @dataclass(slots=True, eq=False)
+class Row:
+    """A request that is being answered. tokens: how many it has been given. waits: it has not taken yet what others
+    have read of its prompt, or will have."""
+
+    request: Request
+    chooser: Chooser
+    text: Text
+    lookup: Lookup | None
+    tokens: int = 0
+    waits: bool = True
+
+
+@dataclass(slots=True, eq=False)
 class Slot:
     """A row of the cache.
 
-    window: what the model reads of its prompt and answer. read: how many tokens of it the cache has. A free slot has no
-    request. used: the step when it last had one.
+    window: what the model reads of its prompt and answer. read: how many tokens of it the cache has. row: None where it
+    is free. used: the step when it last was not.
     """
 
     window: list[int] = field(default_factory=list)
     read: int = 0
-    request: Request | None = None
-    chooser: Chooser | None = None
-    text: Text | None = None
-    tokens: int = 0
+    row: Row | None = None
     used: int = -1
-    waits: bool = False
 
     @property
     def kind(self) -> int:
         """Its place in the order of slots."""
-        if self.request is None:
+        if self.row is None:
             return 3
-        if self.waits:
+        if self.row.waits:
             return 2
         return 0 if len(self.window) - self.read == 1 else 1
+
+    @property
+    def busy(self) -> Row:
+        assert self.row is not None
+        return self.row
 
 
 class Scheduler:
@@ -105,15 +121,17 @@ class Scheduler:
         self.cache = KeyValueCache(engine.model.config, slots, self.capacity, engine.device, engine.dtype)
         self.prefix_hits = 0
         """Requests that took the beginning of their prompt from another."""
+        self.drafted = self.accepted = 0
+        """Tokens that were guessed, and those that the model would have said."""
         self._slots = [Slot() for _ in range(slots)]
-        self._queue: deque[Request] = deque()
+        self._queue: deque[tuple[Request, Constraint | None]] = deque()
         self._ended: list[Delta] = []  # of requests that were cancelled between steps
         self._steps = 0
         self._moved = False  # whether slots may be out of order
 
     @property
     def running(self) -> int:
-        return sum(slot.request is not None for slot in self._slots)
+        return sum(slot.row is not None for slot in self._slots)
 
     @property
     def waiting(self) -> int:
@@ -133,7 +151,7 @@ class Scheduler:
         """Queues a request.
 
         Raises:
-            UserError: it asks for what is not served here.
+            UserError: it asks for what cannot be.
             Unfit: its prompt has no room.
         """
         if not request.prompt:
@@ -142,18 +160,19 @@ class Scheduler:
             raise UserError("beams are not served with others: generate alone, or with beams 1")
         if not request.slide and (tokens := len(request.prompt)) > self.capacity:
             raise Unfit(f"the prompt has {tokens} tokens, and there is room for {self.capacity}: shorten it")
-        self._queue.append(request)
+        self._queue.append((request, constraint_of(request.sampling, self.engine.tokenizer)))
 
     def cancel(self, request: Request) -> None:
         """Drops a request; its slot is free at once, and the next step tells that it ended. Without effect on one
         that is not here (any more)."""
-        if request in self._queue:
-            self._queue.remove(request)
-        else:
-            slot = next((slot for slot in self._slots if slot.request is request), None)
-            if slot is None:
-                return
+        waiting = next((item for item in self._queue if item[0] is request), None)
+        slot = next((slot for slot in self._slots if slot.row is not None and slot.row.request is request), None)
+        if waiting is not None:
+            self._queue.remove(waiting)
+        elif slot is not None:
             self._free(slot)
+        else:
+            return
         self._ended.append(Delta(request, "", [], finish="cancelled"))
 
     @torch.inference_mode()
@@ -163,6 +182,8 @@ class Scheduler:
         self._steps += 1
         if self._queue:
             self._admit()
+        if any(slot.kind == 2 for slot in self._slots):
+            self._share()
         if self._moved:
             self._arrange()
         kinds = [slot.kind for slot in self._slots]
@@ -174,15 +195,44 @@ class Scheduler:
         return deltas
 
     def _admit(self) -> None:
-        for slot in self._slots:
-            if slot.request is None and self._queue:
-                request = self._queue.popleft()
-                vocabulary = self.engine.tokenizer.vocab_size
-                slot.window, slot.read, slot.tokens = list(request.prompt), 0, 0
-                slot.request, slot.chooser = request, Chooser(request.sampling, request.prompt, vocabulary)
-                slot.text = Text(self.engine.tokenizer, request.sampling.stop)
-                self._slide(slot)
-                self._moved = True
+        """Gives free slots to waiting requests: the one whose tokens a prompt goes on from, or the longest unused."""
+        free = [slot for slot in self._slots if slot.row is None]
+        while self._queue and free:
+            request, constraint = self._queue.popleft()
+            prompt = request.prompt
+            slot = max(free, key=lambda slot: (_goes_on(prompt, slot), -slot.used))
+            free.remove(slot)
+            slot.read = min(_common(prompt, slot.window), slot.read, len(prompt) - 1)  # the last is read in any case
+            slot.window, slot.row = list(prompt), self._row(request, constraint)
+            self._slide(slot)
+            self.prefix_hits += slot.read >= WORTH_COPYING
+            self._moved = True
+
+    def _row(self, request: Request, constraint: Constraint | None) -> Row:
+        sampling = request.sampling
+        chooser = Chooser(sampling, request.prompt, self.engine.tokenizer.vocab_size, constraint)
+        guesses = sampling.draft_tokens > 0 and chooser.plain and sampling.logprobs is None
+        lookup = Lookup(request.prompt) if guesses else None
+        return Row(request, chooser, Text(self.engine.tokenizer, sampling.stop), lookup)
+
+    def _share(self) -> None:
+        """Waiting rows take what others have read of their prompt; they wait on while another reads more of it."""
+        for place, slot in enumerate(self._slots):
+            if slot.row is None or not slot.row.waits:
+                continue
+            last = len(slot.window) - 1  # is read in any case
+            for other_place, other in enumerate(self._slots):
+                if other is not slot and other.read >= slot.read + WORTH_COPYING:
+                    known = min(_common(slot.window, other.window), other.read, last)
+                    if known >= slot.read + WORTH_COPYING:
+                        self.prefix_hits += slot.read < WORTH_COPYING
+                        self.cache.copy(other_place, place, known)
+                        slot.read = known
+            slot.row.waits = any(
+                other.kind == 1 and min(_common(slot.window, other.window), last) >= slot.read + WORTH_COPYING
+                for other in self._slots
+            )
+            self._moved = True
 
     def _arrange(self) -> None:
         """Puts the slots in order, moving as few as can be."""
@@ -226,59 +276,104 @@ class Scheduler:
     def _advance(self, count: int) -> list[Delta]:
         """Reads the last token of the first rows, and gives each its next."""
         rows = self._slots[:count]
+        if any(slot.busy.lookup is not None for slot in rows):
+            room = self.capacity - 1 - max(slot.read for slot in rows)
+            drafts = [self._guess(slot.busy, room) for slot in rows]
+            if any(drafts):
+                return self._advance_drafts(rows, drafts)
         logits_BV = self._forward(0, rows, [slot.window[-1:] for slot in rows], [1] * count)
         return self._take_all(rows, logits_BV)
 
-    def _forward(self, first: int, rows: list[Slot], ids: list[list[int]], real: list[int]) -> Tensor:
-        """The logits [B, V] after each row's last new token."""
+    def _guess(self, row: Row, room: int) -> list[int]:
+        return [] if row.lookup is None else row.lookup.guess(min(row.request.sampling.draft_tokens, room))
+
+    def _advance_drafts(self, rows: list[Slot], drafts: list[list[int]]) -> list[Delta]:
+        """The same with guesses read along: those that the model would have said are taken."""
+        longest = max(map(len, drafts))
+        ids = [
+            slot.window[-1:] + draft + [0] * (longest - len(draft)) for slot, draft in zip(rows, drafts, strict=True)
+        ]
+        logits_BTV = self._forward(0, rows, ids, [1 + len(draft) for draft in drafts], every=True)
+        firsts = next_tokens(logits_BTV[:, 0], [slot.busy.chooser for slot in rows])
+        infos = self._infos(logits_BTV[:, 0], firsts, rows)
+        best = logits_BTV.argmax(-1).tolist()
+        deltas = []
+        for slot, draft, first, info, own in zip(rows, drafts, firsts, infos, best, strict=True):
+            right = next((n for n, guess in enumerate(draft) if guess != own[n]), len(draft))
+            slot.read -= len(draft) - right
+            self.drafted += len(draft)
+            self.accepted += right
+            deltas.append(self._take(slot, [first, *own[1 : right + 1]], info))
+        return deltas
+
+    def _forward(
+        self, first: int, rows: list[Slot], ids: list[list[int]], real: list[int], every: bool = False
+    ) -> Tensor:
+        """The logits after each row's last new token [B, V], or after every token [B, T, V]."""
         part = self.cache.part(first, [slot.read for slot in rows])
-        logits_BV = self.engine.runner.forward(torch.tensor(ids, device=self.engine.device), real, part)
+        logits = self.engine.runner.forward(torch.tensor(ids, device=self.engine.device), real, part, every)
         for slot, n in zip(rows, real, strict=True):
             slot.read += n
-        return logits_BV[:, : self.engine.tokenizer.vocab_size]  # without rows that pad the table
+        return logits[..., : self.engine.tokenizer.vocab_size]  # without rows that pad the table
 
     def _take_all(self, rows: list[Slot], logits_BV: Tensor) -> list[Delta]:
-        choosers = [slot.chooser for slot in rows if slot.chooser is not None]
-        tokens = next_tokens(logits_BV, choosers)
-        infos = self._infos(logits_BV, tokens, choosers)
-        return [self._take(slot, token, info) for slot, token, info in zip(rows, tokens, infos, strict=True)]
+        tokens = next_tokens(logits_BV, [slot.busy.chooser for slot in rows])
+        infos = self._infos(logits_BV, tokens, rows)
+        return [self._take(slot, [token], info) for slot, token, info in zip(rows, tokens, infos, strict=True)]
 
-    def _take(self, slot: Slot, token: int, info: TokenInfo | None) -> Delta:
-        """Adds a token to a row, and ends it where it ends."""
-        request, chooser, text = slot.request, slot.chooser, slot.text
-        assert request is not None
-        assert chooser is not None
-        assert text is not None
-        finish: Finish | None = None
-        if token == self.engine.tokenizer.eos_id and not request.ignore_end:
-            self._free(slot)
-            return Delta(request, text.flush()[0], [], finish="stop")
-        chooser.add(token)
-        slot.window.append(token)
-        slot.tokens += 1
-        shown, stopped = text.push(token)
-        if stopped:
-            finish = "stop"
-        elif slot.tokens >= request.sampling.max_new_tokens or (len(slot.window) > self.capacity and not request.slide):
-            rest, stopped = text.flush()
-            shown, finish = shown + rest, "stop" if stopped else "length"
-        if finish is not None:
+    def _take(self, slot: Slot, tokens: list[int], info: TokenInfo | None) -> Delta:
+        """Adds tokens to a row, until it ends."""
+        delta = Delta(slot.busy.request, "", [])
+        for token in tokens:
+            delta.finish = self._take_one(slot, token, delta)
+            if delta.finish is not None:
+                break
+        if info is not None and delta.tokens:
+            delta.infos.append(info)
+        if delta.finish is not None:
+            slot.read = min(slot.read, len(slot.window))
             self._free(slot)
         elif len(slot.window) > self.capacity:
             self._slide(slot)
-        return Delta(request, shown, [token], [] if info is None else [info], finish)
+        return delta
 
-    def _infos(self, logits_BV: Tensor, tokens: list[int], rows: list[Chooser]) -> list[TokenInfo | None]:
+    def _take_one(self, slot: Slot, token: int, delta: Delta) -> Finish | None:
+        """Adds a token to a row and to what is told of it. Returns how the row ends, if it does."""
+        row = slot.busy
+        request, chooser, text = row.request, row.chooser, row.text
+        if token == self.engine.tokenizer.eos_id and (chooser.constraint is not None or not request.ignore_end):
+            delta.text += text.flush()[0]
+            return "stop"
+        chooser.add(token)
+        if row.lookup is not None:
+            row.lookup.add(token)
+        slot.window.append(token)
+        row.tokens += 1
+        delta.tokens.append(token)
+        shown, stopped = text.push(token)
+        delta.text += shown
+        if stopped:
+            return "stop"
+        whole = chooser.constraint is not None and chooser.constraint.done
+        full = len(slot.window) > self.capacity and not request.slide
+        if not (whole or full or row.tokens >= request.sampling.max_new_tokens):
+            return None
+        shown, stopped = text.flush()
+        delta.text += shown
+        return "stop" if stopped or whole else "length"
+
+    def _infos(self, logits_BV: Tensor, tokens: list[int], rows: list[Slot]) -> list[TokenInfo | None]:
         """What logprobs tells of the rows that ask for it: of the model's own distribution."""
         infos: list[TokenInfo | None] = [None] * len(rows)
-        asking = [i for i, row in enumerate(rows) if row.config.logprobs is not None]
+        wanted = [slot.busy.request.sampling.logprobs for slot in rows]
+        asking = [i for i, k in enumerate(wanted) if k is not None]
         if not asking:
             return infos
         logprobs = logits_BV[asking].float().log_softmax(-1)
-        most = max(rows[i].config.logprobs or 0 for i in asking)
+        most = max(wanted[i] or 0 for i in asking)
         values, ids = logprobs.topk(min(most, logprobs.shape[1]))
         for i, own, best, at in zip(asking, logprobs, values.tolist(), ids.tolist(), strict=True):
-            k, token = rows[i].config.logprobs or 0, tokens[i]
+            k, token = wanted[i] or 0, tokens[i]
             top = tuple(self._choice(n, value) for n, value in zip(at[:k], best[:k], strict=True))
             infos[i] = TokenInfo(self._choice(token, float(own[token])), top)
         return infos
@@ -295,8 +390,26 @@ class Scheduler:
             self._moved = True
 
     def _free(self, slot: Slot) -> None:
-        slot.request = slot.chooser = slot.text = None
-        slot.used, slot.waits = self._steps, False
+        slot.row, slot.used = None, self._steps
         if not self.remember:
             slot.window, slot.read = [], 0
         self._moved = True
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """Length of the common beginning."""
+    low, high = 0, min(len(one), len(other))
+    if not high or one[0] != other[0]:
+        return 0
+    while low < high:  # the first `low` are equal; slices are compared in C
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _goes_on(prompt: list[int], slot: Slot) -> int:
+    """Tokens that a free slot has read, if all of them begin the prompt."""
+    return slot.read if slot.window[: slot.read] == prompt[: slot.read] else 0
