@@ -1,4 +1,7 @@
-"""The base of every config: frozen, strict about keys, lax about numbers, documented field by field."""
+"""The base of every config: frozen, strict about keys, lax about numbers, documented field by field; the cache folder."""
+
+import os
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
@@ -7,3 +10,8 @@ class Config(BaseModel):
     """A frozen piece of a recipe. Unknown keys are refused; each field's docstring is its documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def cache_dir() -> Path:
+    """Where lies what can be made again, such as token shards: $LEVERET_CACHE or ~/.cache/leveret."""
+    return Path(os.environ.get("LEVERET_CACHE") or Path.home() / ".cache" / "leveret").absolute()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from leveret.audit import audit_recipe, without_leaks
+from leveret.config import cache_dir
 from leveret.data.config import ExamplesConfig, OriginConfig
 from leveret.data.contamination import facts as contamination_facts
 from leveret.data.examples import Example, Preference, examples, preferences
@@ -31,7 +32,7 @@ from leveret.data.sources import Document, documents, fingerprint, source_facts
 from leveret.errors import Refused, UserError
 from leveret.posttraining.config import FinetuneConfig, PosttrainingConfig, PreferConfig, ReinforceConfig
 from leveret.recipe import Recipe, anchored, digest, to_yaml
-from leveret.rundir import RunDir, cache_dir, find_run, read_json, write_json
+from leveret.rundir import RunDir, find_run, read_json, write_json
 from leveret.tasks import generators
 from leveret.tokenizer.template import template_text
 from leveret.tokenizer.tokenizer import Tokenizer

@@ -10,7 +10,6 @@ state.json says for every stage which inputs it was made from; other inputs make
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,11 +128,6 @@ def find_run(reference: str) -> tuple[RunDir, str | None, int | None]:
         if (candidate / "recipe.yaml").is_file():
             return RunDir(candidate), stage, int(step) if step else None
     raise UserError(f"there is no run {text!r} here or under runs/; `leveret run RECIPE` makes one")
-
-
-def cache_dir() -> Path:
-    """Where token shards live, under names made from their content's origin: $LEVERET_CACHE or ~/.cache/leveret."""
-    return Path(os.environ.get("LEVERET_CACHE") or Path.home() / ".cache" / "leveret").absolute()
 
 
 def read_json(path: Path) -> Any:

@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from leveret.config import cache_dir
 from leveret.hardware.device import environment, pick_device, pick_dtype
 from leveret.hardware.peak import peak_flops
-from leveret.rundir import cache_dir
 
 EXTRAS = ("transformers", "lm_eval", "fastapi", "gguf", "openai")
 
