@@ -283,7 +283,7 @@ def _match_sets(
         "step": loaded.step,
         "weights_sha256": loaded.weights_sha256,
         "protocol": {
-            "decoding": "greedy, float32",
+            "decoding": f"{_decoding(config)}, float32",
             "max_new_tokens": config.max_new_tokens,
             "match": "exact after collapsing white space",
             "limit": config.limit,
@@ -294,7 +294,7 @@ def _match_sets(
     rows = {}
     for name, source in config.sets.items():
         examples = list(run.examples_of([source]))[: config.limit]
-        figures, rows[name] = exact_match(loaded.engine, examples, config.max_new_tokens, config.batch_size)
+        figures, rows[name] = exact_match(loaded.engine, examples, config.decoding, config.batch_size)
         results["sets"][name] = figures
         low, high = figures["interval_95"]
         run.console.print(
@@ -305,10 +305,16 @@ def _match_sets(
     return results, rows
 
 
+def _decoding(config: EvaluateConfig) -> str:
+    return "greedy" if config.beams == 1 else f"{config.beams} beams, length penalty {config.length_penalty:g}"
+
+
 def _losses(run: Run, loaded: LoadedModel) -> dict[str, Any]:
     """Held-out loss of the stage's own data, measured over the whole validation split; of pairs, their measures."""
     if loaded.stage not in run.recipe.stages or loaded.stage not in (read_json(run.run / "data.json") or {}):
         return {}  # such as an imported model, whose data nobody knows
+    engine = loaded.engine
+    assert isinstance(engine, Engine), "a run's model is computed here"
     config, length = run.recipe.stages[loaded.stage], run.recipe.row_length(loaded.stage)
     if loaded.stage != "pretrain":
         config = config.model_copy(update={"document_mask": True})
@@ -322,9 +328,8 @@ def _losses(run: Run, loaded: LoadedModel) -> dict[str, Any]:
     if validation is None:
         return {}
     if isinstance(config, PreferConfig):
-        engine = loaded.engine
         return measure(engine.model, Preferences(config), validation.in_order(), engine.device, torch.float32)
-    return held_out_loss(loaded.engine.model, validation, loaded.engine.device)
+    return held_out_loss(engine.model, validation, engine.device)
 
 
 def evaluate_reference(
@@ -335,6 +340,8 @@ def evaluate_reference(
     Written to the stage's evaluation/ only where it is the whole of it: every example, the newest checkpoint.
     """
     loaded = load_model(reference, device)
+    if loaded.run is None:
+        raise UserError(f"{reference} is no run, so that there is nothing of its own to evaluate it on: name the run")
     run = Run(loaded.recipe, Path.cwd(), loaded.run.path, Console(stderr=True), device)
     config = loaded.recipe.evaluate
     newest = loaded.step == steps_on_disk(loaded.run / loaded.stage / "checkpoints")[-1]

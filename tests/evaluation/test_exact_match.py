@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from leveret.data.examples import Example, Message, one_turn
+from leveret.evaluation.config import EvaluateConfig
 from leveret.evaluation.exact_match import exact_match, normalise_space, wilson_interval, write_rows
 from leveret.inference.config import SamplingConfig
 from leveret.inference.engine import Completion
@@ -91,7 +92,7 @@ def test_wilson_interval_solves_its_equation() -> None:
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_figures_and_rows(tokenizer: Tokenizer, batch_size: int) -> None:
     engine = Parrot(tokenizer, ANSWERS)
-    figures, rows = exact_match(engine, EXAMPLES, 33, batch_size)  # type: ignore[arg-type]
+    figures, rows = exact_match(engine, EXAMPLES, SamplingConfig(max_new_tokens=33), batch_size)  # type: ignore[arg-type]
     assert figures == {
         "examples": 5,
         "correct": 3,
@@ -123,12 +124,18 @@ def test_figures_and_rows(tokenizer: Tokenizer, batch_size: int) -> None:
 
 def test_prompts_hold_all_but_the_answer(tokenizer: Tokenizer) -> None:
     engine = Parrot(tokenizer, ANSWERS)
-    exact_match(engine, EXAMPLES[-1:], 9, 1)  # type: ignore[arg-type]
+    exact_match(engine, EXAMPLES[-1:], SamplingConfig(), 1)  # type: ignore[arg-type]
     assert engine.batches == [["<system>\nbe brief\n\n<instruction>\nwho\n\n<command>\n"]]
 
 
+def test_a_recipe_says_how_wide_it_searches() -> None:
+    assert EvaluateConfig(max_new_tokens=9).decoding == SamplingConfig(max_new_tokens=9)
+    decoding = EvaluateConfig(beams=4, length_penalty=0.6).decoding
+    assert (decoding.beams, decoding.length_penalty, decoding.temperature) == (4, 0.6, 0)
+
+
 def test_no_examples(tokenizer: Tokenizer) -> None:
-    figures, rows = exact_match(Parrot(tokenizer, {}), [], 9, 4)  # type: ignore[arg-type]
+    figures, rows = exact_match(Parrot(tokenizer, {}), [], SamplingConfig(), 4)  # type: ignore[arg-type]
     assert (figures["examples"], figures["accuracy"], figures["interval_95"], rows) == (0, None, [0.0, 1.0], [])
 
 

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from leveret.config import Config
 from leveret.data.config import ExamplesConfig
+from leveret.inference.config import SamplingConfig
 
 
 class EvaluateConfig(Config):
@@ -15,10 +16,19 @@ class EvaluateConfig(Config):
     """Held-out sets, by name, whose answers must be matched exactly. The audit checks them against training."""
     max_new_tokens: int = Field(96, gt=0)
     """Most tokens of an answer."""
+    beams: int = Field(1, gt=0)
+    """Above 1, answers are the best of a beam search this wide; 1 is greedy."""
+    length_penalty: float = 1.0
+    """Of the beam search; see SamplingConfig."""
     batch_size: int = Field(64, gt=0)
     """Prompts answered at once."""
     limit: int | None = Field(None, gt=0)
     """Examples used of each set. None: all."""
+
+    @property
+    def decoding(self) -> SamplingConfig:
+        """How answers are made: the most probable ones, nothing is drawn."""
+        return SamplingConfig(max_new_tokens=self.max_new_tokens, beams=self.beams, length_penalty=self.length_penalty)
 
     @model_validator(mode="after")
     def _sets_are_whole(self) -> EvaluateConfig:

@@ -1,4 +1,4 @@
-"""Exact match: the share of prompts whose greedy answer is the expected one, white space aside."""
+"""Exact match: the share of prompts whose most probable answer is the expected one, white space aside."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from leveret.data.examples import Example
 from leveret.evaluation.failures import categories
 from leveret.inference.config import SamplingConfig
-from leveret.inference.engine import Engine
+from leveret.inference.engine import Answers
 from leveret.tokenizer.template import render
 
 
@@ -33,9 +33,9 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def exact_match(
-    engine: Engine, examples: Sequence[Example], max_new_tokens: int, batch_size: int
+    engine: Answers, examples: Sequence[Example], config: SamplingConfig, batch_size: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Answers every example's prompt greedily.
+    """Answers every example's prompt.
 
     Returns:
         The figures (accuracy, its 95% interval, how many answers ended by themselves, failures by category), and one
@@ -49,7 +49,6 @@ def exact_match(
         ).ids
         for example in examples
     ]
-    config = SamplingConfig(max_new_tokens=max_new_tokens)
     rows: list[dict[str, Any]] = [{} for _ in examples]
     by_length = sorted(range(len(examples)), key=lambda i: len(prompts[i]))
     for begin in range(0, len(by_length), batch_size):
