@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
+from browsing import chromium
 from openai import OpenAI
+from playwright.sync_api import Browser
 from tiny_server import Running, running, tiny_model
 
 from leveret.api import LoadedModel
@@ -23,3 +25,9 @@ def server(model: LoadedModel) -> Iterator[Running]:
 @pytest.fixture(scope="session")
 def client(server: Running) -> OpenAI:
     return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found

@@ -46,6 +46,11 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+SHELL_EXAMPLES = [
+    "find all .log files in /var/log older than 30 days",
+    "compress the folder photos into photos.tar.gz",
+    "show the last 20 lines of server.log",
+]
 LONGEST_COMMAND = 4000
 """Characters of a command that is looked at for danger."""
 
@@ -119,7 +124,7 @@ def model_facts(model: LoadedModel) -> dict[str, Any]:
         },
         "weights_sha256": model.weights_sha256,
         "sampling": model.recipe.generation.model_dump(mode="json"),
-        "examples": model.recipe.sample_prompts[:4],
+        "examples": SHELL_EXAMPLES if is_shell else model.recipe.sample_prompts[:4],
     }
 
 

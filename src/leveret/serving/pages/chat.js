@@ -97,12 +97,15 @@ function take(chunk, turn, clock) {
   draw();
 }
 
-/** Tokens and their rate, as the server counted them; of an answer that was stopped, as many as came. */
+/**
+ * Tokens and their rate, as the server counted them; of an answer that was stopped, as many as came. The rate is that
+ * after the first token, but where all came at once.
+ */
 function measure(turn, { first, last, pieces, usage }, began) {
   if (first === null) return;
   const tokens = usage?.completion_tokens ?? turn.tokens?.length ?? pieces;
-  const seconds = (last - first) / 1000;
-  turn.stats = { tokens, first: (first - began) / 1000, rate: tokens > 1 && seconds > 0.001 ? (tokens - 1) / seconds : null };
+  const rate = last - first > 20 ? (tokens - 1) / (last - first) : tokens / (last - began);
+  turn.stats = { tokens, first: (first - began) / 1000, rate: 1000 * rate };
   if (usage?.context) turn.stats.context = usage.context;
 }
 

@@ -66,6 +66,6 @@ function trouble(status, error, wait) {
   }
   if (error.code === "context_length_exceeded") return new Trouble("long", message);
   if (status === 503) return new Trouble("away", message || "The server is not ready to answer.", wait);
-  if (status >= 500) return new Trouble("broken", "Something broke in the server; its log says what.");
+  if (status >= 500 && status !== 504) return new Trouble("broken", "Something broke in the server; its log says what.");
   return new Trouble("refused", message || `The server refused the request (${status}).`);
 }

@@ -5,7 +5,7 @@ import { Trouble, json } from "./client.js";
 import { byId, duration, h, number, short } from "./dom.js";
 
 const PAUSE = 2000; // ms between looks at a run at work
-const REST = 15000; // and at one that is not: the same command may go on with it
+const REST = 5000; // and at one that is not: the same command may go on with it
 
 const stages = new Map(); // name -> what of its section is kept from look to look
 let shown = ""; // the answer that is on the page

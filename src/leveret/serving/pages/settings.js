@@ -5,9 +5,9 @@ import { loadSettings, saveSettings } from "./store.js";
 
 /** [name in a request, name in the model's own settings, label, input's attributes, what it does] */
 const CONTROLS = [
-  ["temperature", "temperature", "Temperature", { min: 0, max: 5, step: 0.05 }, "0 always takes the most probable token"],
+  ["temperature", "temperature", "Temperature", { min: 0, max: 2, step: 0.05 }, "0 always takes the most probable token"],
   ["top_p", "top_p", "Top-p", { min: 0.01, max: 1, step: 0.01 }, "Keep the fewest tokens that reach this probability together"],
-  ["top_k", "top_k", "Top-k", { min: 1, step: 1 }, "Keep this many most probable tokens"],
+  ["top_k", "top_k", "Top-k", { min: 0, step: 1 }, "Keep this many most probable tokens; 0 keeps all"],
   ["min_p", "min_p", "Min-p", { min: 0, max: 1, step: 0.01 }, "Keep tokens at least this times as probable as the best"],
   ["repetition_penalty", "repetition_penalty", "Repetition", { min: 0.1, max: 5, step: 0.05 }, "Above 1: less of what was said; 1 does nothing"],
   ["presence_penalty", "presence_penalty", "Presence", { min: -2, max: 2, step: 0.1 }, "Taken off every token that the answer has used"],
@@ -53,7 +53,8 @@ export function chosen() {
 export function wrong() {
   for (const [name, , label] of CONTROLS) {
     const input = byId(`set-${name}`);
-    if (!input.checkValidity()) return { input, message: `${label}: ${input.validationMessage}` };
+    const { badInput, rangeUnderflow, rangeOverflow, stepMismatch } = input.validity;
+    if (badInput || rangeUnderflow || rangeOverflow || (stepMismatch && input.step === "1")) return { input, message: `${label}: ${input.validationMessage}` };
   }
   return null;
 }
