@@ -3,39 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from torch import Tensor
 
 from leveret.errors import UserError
+from leveret.export.gguf_reading import read_gguf
+from leveret.export.huggingface import IMPORTED, open_model
+from leveret.export.shapes import STAGE
+from leveret.export.source import find_source
+from leveret.export.write import DTYPES
 from leveret.hardware.device import pick_device
 from leveret.inference.config import SamplingConfig
 from leveret.inference.dialogue import Fitted, fit
-from leveret.inference.engine import Completion, Engine
+from leveret.inference.engine import Answers, Completion, Engine
+from leveret.inference.llamacpp import LlamaEngine
+from leveret.inference.quantize import Quantisation, quantise
+from leveret.model.config import ModelConfig
 from leveret.model.decoder import hollow_decoder
 from leveret.recipe import Recipe
-from leveret.rundir import RunDir, find_run
+from leveret.rundir import RunDir, read_json
 from leveret.tokenizer.template import render
 from leveret.tokenizer.tokenizer import Tokenizer
-from leveret.training.checkpoint import find_checkpoint
+
+BACKENDS = ("leveret", "llamacpp")
 
 
 class LoadedModel:
     """Weights, tokenizer and recipe of one checkpoint, ready to generate.
 
     A fine-tuned model is asked through its chat template, a base model goes on with the text.
+
+    Args:
+        run: None for a model that comes without its run.
+        chats: whether prompts go through the chat template. None: if it was trained further than pretraining.
     """
 
-    def __init__(self, recipe: Recipe, engine: Engine, run: RunDir, stage: str, step: int, weights_sha256: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        engine: Answers,
+        run: RunDir | None,
+        stage: str,
+        step: int,
+        weights_sha256: str,
+        chats: bool | None = None,
+    ) -> None:
         self.recipe, self.engine, self.run, self.stage, self.step = recipe, engine, run, stage, step
         self.weights_sha256 = weights_sha256
+        self.chats = stage != "pretrain" if chats is None else chats
 
     @property
     def tokenizer(self) -> Tokenizer:
         return self.engine.tokenizer
-
-    @property
-    def chats(self) -> bool:
-        """Whether prompts go through the chat template."""
-        return self.stage != "pretrain"
 
     def generate(self, prompt: str, *, raw: bool = False, **sampling: Any) -> str:
         """The answer to a prompt.
@@ -97,20 +119,70 @@ class LoadedModel:
         return self.recipe.generation.changed(**{key: value for key, value in given.items() if value is not None})
 
 
-def load_model(reference: str, device: str = "auto") -> LoadedModel:
-    """Loads RUN, RUN/STAGE or RUN/STAGE@STEP; see leveret.load."""
-    run, stage, step = find_run(reference)
-    stage = stage or run.last_trained()
-    recipe = run.recipe()
-    tokenizer = Tokenizer.load(run / "tokenizer")
-    found = find_checkpoint(run / stage / "checkpoints", step)
-    if found is None:
-        raise UserError(f"{run / stage} has no checkpoint" + (f" of step {step}" if step is not None else ""))
-    config = recipe.model.with_vocabulary(tokenizer.vocab_size)
-    model = hollow_decoder(config)
+def load_model(
+    reference: str,
+    device: str = "auto",
+    dtype: str | None = None,
+    quantize: str | None = None,
+    backend: str | None = None,
+) -> LoadedModel:
+    """Loads RUN, RUN/STAGE, RUN/STAGE@STEP, a folder in transformers' format or a GGUF file; see leveret.load."""
+    path = Path(reference)
+    for option, given, known in (
+        ("backend", backend, BACKENDS),
+        ("dtype", dtype, tuple(DTYPES)),
+        ("quantize", quantize, get_args(Quantisation)),
+    ):
+        if given is not None and given not in known:
+            raise UserError(f"--{option} {given} is not one of {', '.join(known)}")
+    if path.suffix == ".gguf":
+        if backend == "leveret":
+            raise UserError(f"{path} is a GGUF file, which llama.cpp reads: take --backend llamacpp, or the run itself")
+        if dtype or quantize or device not in ("auto", "cpu"):
+            raise UserError(f"{path}: llama.cpp takes it as it is, on the CPU; leave device, dtype and quantize out")
+        return _of_gguf(path)
+    if backend == "llamacpp":
+        raise UserError(f"llama.cpp reads GGUF files: `leveret export gguf {reference} FILE.gguf` writes one")
+    folder = (path / "config.json").is_file() and not (path / "recipe.yaml").exists()
+    return (_of_folder if folder else _of_run)(reference, _Place(device, dtype, quantize))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where weights go, and as what."""
+
+    device: str
+    dtype: str | None
+    quantize: str | None
+
+    def engine(self, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer) -> Engine:
+        """Raises RuntimeError or KeyError where the weights are not those of the shape."""
+        model = hollow_decoder(config)
+        model.load_state_dict(weights, assign=True)
+        model.to(pick_device(self.device), DTYPES[self.dtype] if self.dtype else None)
+        return Engine(quantise(model, cast(Quantisation, self.quantize)) if self.quantize else model, tokenizer)
+
+
+def _of_run(reference: str, place: _Place) -> LoadedModel:
+    source = find_source(reference)
+    run, found, config = source.run, source.checkpoint, source.config
     try:
-        model.load_state_dict(found.weights(config), assign=True)
+        engine = place.engine(config, found.weights(config), source.tokenizer)
     except (RuntimeError, KeyError):
         raise UserError(f"{found.folder} does not fit {run / 'recipe.yaml'}, which was changed after it") from None
-    model.to(pick_device(device))
-    return LoadedModel(recipe, Engine(model, tokenizer), run, stage, found.step, found.weights_sha256)
+    # What a model of others was trained for is not known; its template says that it chats.
+    chats = source.stage != "pretrain" or (read_json(run / IMPORTED) or {}).get("chats", False)
+    return LoadedModel(source.recipe, engine, run, source.stage, found.step, found.weights_sha256, chats)
+
+
+def _of_folder(reference: str, place: _Place) -> LoadedModel:
+    model = open_model(reference)
+    engine = place.engine(model.config, model.weights(), model.tokenizer)
+    stage = str(model.facts.get(STAGE, "pretrain"))
+    return LoadedModel(model.recipe(), engine, None, stage, 0, model.weights_sha256, model.chats)
+
+
+def _of_gguf(path: Path) -> LoadedModel:
+    model = read_gguf(path)
+    engine = LlamaEngine(model.file, model.tokenizer)
+    return LoadedModel(model.recipe, engine, None, model.stage, model.step, model.weights_sha256)

@@ -192,7 +192,8 @@ def test_the_run_says_where_it_is_from_and_roles_come_from_the_ids(made: Made, t
     run = import_model(str(folder), tmp_path / "run")
     known = json.loads((run / "imported.json").read_text())
     assert (known["source"], known["revision"], known["architecture"]) == (str(folder), None, "GPT2LMHeadModel")
-    assert set(known["files"]) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    others = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert set(known["files"]) == {"model.safetensors", *others}
     tokenizer = load_model(str(run.path), "cpu").tokenizer
     assert (tokenizer.eos_id, tokenizer.bos_id) == (1, None)
     assert tokenizer.chat_template == "{{ messages }}"

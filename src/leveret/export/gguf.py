@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 OURS = "leveret.model"
-"""The key under which a file of ours says what llama.cpp has no key for, as JSON: stage, step, roles, sampling."""
+"""The key under which a file of ours says what llama.cpp has no key for, as JSON: what the model was made from."""
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3", "GPT2LMHeadModel": "gpt2"}
 FILE_TYPES = {
     "f32": "ALL_F32",
@@ -126,13 +126,16 @@ def _no_architecture(knob: str) -> str:
 
 
 def _ours(source: Source) -> dict[str, Any]:
+    recipe = source.recipe
+    known = {"generation": recipe.generation.model_dump(), "sample_prompts": recipe.sample_prompts}
     return {
         "format_version": FORMAT_VERSION,
         "stage": source.stage,
         "step": source.checkpoint.step,
         "weights_sha256": source.checkpoint.weights_sha256,
         "roles": asdict(source.tokenizer.roles),
-        "generation": source.recipe.generation.model_dump(),
+        "model": source.config.model_dump(),
+        "recipe": {"name": recipe.name, "description": recipe.description, **known},
     }
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Definition = dict[str, Any]
 
+WHOLE = "tokenizer.huggingface.json"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Types of tokens in GGUF, which are SentencePiece's."""
 ONE_DIGIT = PATTERNS["cl100k"].replace(r"\p{N}{1,3}", r"\p{N}")
@@ -32,10 +33,11 @@ CUTS = {
     PATTERNS["cl100k"]: "dbrx",
     ONE_DIGIT: "qwen2",
     DIGITS_FIRST: "smollm",
-    PATTERNS["words"]: "bloom",
+    PATTERNS["words"]: "superbpe",
 }
-"""How text is cut before merging, and llama.cpp's name for it. bloom's cut is coarser than `words`: each of its borders
-is one of theirs, and where no token reaches across a border of theirs, merging gives the same."""
+"""How text is cut before merging, and llama.cpp's name for it. It has none for `words`; superbpe's cut, at runs of
+digits alone, is coarser: each of its borders is one of `words` too, and where no token reaches across a border of
+`words`, merging gives the same."""
 WHOLE_FIRST = {PATTERNS["cl100k"]: "llama-bpe"}
 """The same for tokenizers that take a piece whole if it is a token, whatever the merges say (ignore_merges)."""
 
@@ -69,7 +71,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer) -> list[str]:
             getattr(writer, f"add_{role}_token_id")(index)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
-    writer.add_string("tokenizer.huggingface.json", tokenizer.definition)
+    writer.add_string(WHOLE, tokenizer.definition)
     return notes
 
 
@@ -115,8 +117,8 @@ def _add_bytes(writer: GGUFWriter, definition: Definition) -> list[str]:
         raise UserError(f"llama.cpp has no normalizer {normalizer} for byte-level tokenizers, so its ids would differ")
     if cut == PATTERNS["words"] and (across := _across_words(definition)):
         notes.append(
-            f"{across} tokens begin in one letter and end in another, so llama.cpp may cut letters outside ASCII "
-            "otherwise where they touch signs outside ASCII"
+            f"{across} tokens are made of parts of two characters, so llama.cpp may cut text outside ASCII otherwise "
+            "where words touch signs"
         )
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(name)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from torch import Tensor
 
 from leveret.data.shards import file_sha256
 from leveret.errors import UserError
-from leveret.export.shapes import shape_of
+from leveret.export.sampling import sampling_of
+from leveret.export.shapes import STAGE, shape_of
+from leveret.export.source import stand_in
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import hollow_decoder
 from leveret.model.weights import family, from_disk, to_disk
@@ -38,11 +41,12 @@ from leveret.training.lock import Lock
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+IMPORTED = "imported.json"
+"""What a run says of the model that it was made from."""
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-WANTED = [CONFIG, "model*.safetensors", INDEX, *TOKENIZER]
+WANTED = [CONFIG, GENERATION, "model*.safetensors", INDEX, *TOKENIZER]
 """What is taken from the hub."""
-ROW_LENGTH = 2048
-"""Tokens of a row to train on at most, unless the recipe says otherwise: contexts of today fill memories."""
 PREFIXES = {"gpt2": "transformer.", "llama": "model."}
 """What names lack in files of the model without its head."""
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
@@ -73,6 +77,72 @@ def import_model(name: str, run_dir: Path, revision: str | None = None) -> RunDi
     begun, run = time.monotonic(), RunDir(run_dir)
     if (run / "recipe.yaml").exists():
         raise UserError(f"{run_dir} is a run already; take another --run-dir")
+    model = open_model(name, revision)
+    config = model.config
+    with Lock(run_dir):
+        model.tokenizer.save(run / "tokenizer", model_max_length=config.max_position_embeddings)
+        recipe = to_yaml(model.recipe())
+        snapshot = Snapshot(config, model.weights(), {}, {"cpu": torch.get_rng_state()}, {"step": 0}, recipe)
+        if config.tie_word_embeddings:
+            del snapshot.weights["lm_head.weight"]
+        write_checkpoint(run / "pretrain" / "checkpoints", snapshot)
+        _finish(run, model, time.monotonic() - begun)
+        (run / "recipe.yaml").write_text(recipe, encoding="utf-8")  # last: with it, it is a run
+    return run
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in transformers' format that fits the decoder as far as its config.json and its tokenizer say.
+
+    facts: the content of config.json.
+    """
+
+    origin: Origin
+    facts: Mapping[str, Any]
+    config: ModelConfig
+    tokenizer: Tokenizer
+
+    @property
+    def chats(self) -> bool:
+        """Whether it is asked through its chat template: if it has one, but for a base model that we exported."""
+        return self.tokenizer.chat_template is not None and self.facts.get(STAGE) != "pretrain"
+
+    def weights(self) -> dict[str, Tensor]:
+        """Its weights in memory's form. Raises UserError where they are not those of its shape."""
+        return from_disk(read_weights(weight_files(self.origin.folder), self.config), self.config)
+
+    def recipe(self) -> Recipe:
+        """What the model is, how it samples, and how it may be trained on. Paths start from the run itself."""
+        origin = self.origin
+        at = f" at {origin.revision}" if origin.revision else ""
+        return stand_in(
+            origin.folder.resolve().name if origin.revision is None else origin.name.rpartition("/")[2],
+            f"Imported from {origin.name}{at}; what it was trained on is not known here.",
+            self.config,
+            self.tokenizer,
+            generation=sampling_of(origin.folder / GENERATION).model_dump(),
+        )
+
+    @property
+    def weights_sha256(self) -> str:
+        """A hash that names its weights."""
+        digests = [file_sha256(path) for path in weight_files(self.origin.folder)]
+        return digests[0] if len(digests) == 1 else sha256(json.dumps(digests).encode()).hexdigest()
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of its files."""
+        folder = self.origin.folder
+        there = [folder / name for name in (CONFIG, GENERATION, INDEX, *TOKENIZER)]
+        return {path.name: file_sha256(path) for path in [*there, *weight_files(folder)] if path.exists()}
+
+
+def open_model(name: str, revision: str | None = None) -> Model:
+    """Finds a model in transformers' format; its weights are not read yet.
+
+    Raises:
+        UserError: it cannot be found or fetched, or neither its shape nor its tokenizer is one of ours.
+    """
     origin = _locate(name, revision)
     facts = _read_json(origin.folder / CONFIG)
     config = shape_of(facts, f"{name}'s {CONFIG}")
@@ -80,53 +150,18 @@ def import_model(name: str, run_dir: Path, revision: str | None = None) -> RunDi
     tokenizer = _tokenizer(origin.folder, facts)
     if tokenizer.vocab_size > config.vocabulary:
         raise UserError(f"{name}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocabulary}")
-    with Lock(run_dir):
-        tokenizer.save(run / "tokenizer", model_max_length=config.max_position_embeddings)
-        recipe, paths = _recipe(origin, config, tokenizer), weight_files(origin.folder)
-        snapshot = Snapshot(
-            config,
-            from_disk(read_weights(paths, config), config),
-            {},
-            {"cpu": torch.get_rng_state()},
-            {"step": 0},
-            to_yaml(recipe),
-        )
-        if config.tie_word_embeddings:
-            del snapshot.weights["lm_head.weight"]
-        write_checkpoint(run / "pretrain" / "checkpoints", snapshot)
-        _finish(run, origin, facts, paths, time.monotonic() - begun)
-        (run / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")  # last: with it, it is a run
-    return run
+    return Model(origin, facts, config, tokenizer)
 
 
-def _finish(run: RunDir, origin: Origin, facts: Mapping[str, Any], weights: list[Path], seconds: float) -> None:
+def _finish(run: RunDir, model: Model, seconds: float) -> None:
     """Notes where the run is from, and that there is nothing left to do."""
-    there = [origin.folder / name for name in (CONFIG, INDEX, *TOKENIZER)]
-    files = {path.name: file_sha256(path) for path in [*there, *weights] if path.exists()}
-    known = {"source": origin.name, "revision": origin.revision, "architecture": facts["architectures"][0]}
-    write_json(run / "imported.json", {"format_version": FORMAT_VERSION, **known, "files": files})
+    origin, files = model.origin, model.hashes()
+    known = {"source": origin.name, "revision": origin.revision, "architecture": model.facts["architectures"][0]}
+    write_json(run / IMPORTED, {"format_version": FORMAT_VERSION, **known, "chats": model.chats, "files": files})
     for stage in ("tokenizer", "pretrain"):
         inputs = {"the imported model": f"{origin.name}@{origin.revision or files[CONFIG][:16]}"}
         run.begin(stage, inputs)
         run.finish(stage, inputs, seconds)
-
-
-def _recipe(origin: Origin, config: ModelConfig, tokenizer: Tokenizer) -> Recipe:
-    """What the model is, and how it may be trained on. Paths start from the run itself."""
-    at = f" at {origin.revision}" if origin.revision else ""
-    return Recipe.model_validate(
-        {
-            "name": origin.folder.resolve().name if origin.revision is None else origin.name.rpartition("/")[2],
-            "description": f"Imported from {origin.name}{at}; what it was trained on is not known here.",
-            "tokenizer": {"kind": "huggingface", "source": "tokenizer", **asdict(tokenizer.roles)},
-            "data": {
-                "sources": [],
-                "sequence_length": min(ROW_LENGTH, config.max_position_embeddings),
-            },
-            "model": config.model_dump(),
-            "pretrain": {"steps": 1000, "optimizer": {"lr": 5e-5}},
-        }
-    )
 
 
 # -- files --------------------------------------------------------------------------------------------------------

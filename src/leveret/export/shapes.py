@@ -39,6 +39,8 @@ WHY = {
 MOST = {"max_position_embeddings": 2**20, "head_width": 2**16, "hidden_size": 2**20, "intermediate_size": 2**24}
 """What no model has more of; tables are made of these sizes before any weight is looked at."""
 LAYERS = {"full_attention": "L", "sliding_attention": "S"}
+STAGE = "leveret_stage"
+"""The key by which a config.json of ours says what was done last to the model; transformers lets it be."""
 
 
 def shape_of(facts: Facts, where: str) -> ModelConfig:

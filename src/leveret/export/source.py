@@ -1,8 +1,10 @@
-"""What is exported: a trained model of a run, found and checked before anything is written."""
+"""What is exported, a trained model of a run, found and checked before anything is written; and what stands for the
+recipe of a model that comes back without its run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -13,6 +15,9 @@ from leveret.recipe import Recipe
 from leveret.rundir import RunDir, find_run
 from leveret.tokenizer.tokenizer import Tokenizer
 from leveret.training.checkpoint import Checkpoint, find_checkpoint
+
+ROW_LENGTH = 2048
+"""Tokens of a row to train on at most, unless the recipe says otherwise: contexts of today fill memories."""
 
 
 @dataclass(frozen=True)
@@ -44,3 +49,22 @@ def find_source(reference: str) -> Source:
     if found is None:
         raise UserError(f"{run / stage} has no checkpoint" + (f" of step {step}" if step is not None else ""))
     return Source(run, stage, recipe, tokenizer, recipe.model.with_vocabulary(tokenizer.vocab_size), found)
+
+
+def stand_in(name: str, description: str, config: ModelConfig, tokenizer: Tokenizer, **known: Any) -> Recipe:
+    """A recipe for a model of which no recipe is known: what it is, and how it may be trained on.
+
+    Args:
+        known: fields of the recipe that are known all the same.
+    """
+    return Recipe.model_validate(
+        {
+            "name": name,
+            "description": description,
+            "tokenizer": {"kind": "huggingface", "source": "tokenizer", **asdict(tokenizer.roles)},
+            "data": {"sources": [], "sequence_length": min(ROW_LENGTH, config.max_position_embeddings)},
+            "model": config.model_dump(),
+            "pretrain": {"steps": 1000, "optimizer": {"lr": 5e-5}},
+            **known,
+        }
+    )

@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from leveret.errors import UserError
-from leveret.export.shapes import facts_of
+from leveret.export.sampling import facts_of_sampling
+from leveret.export.shapes import STAGE, facts_of
 from leveret.export.source import find_source
-from leveret.inference.config import SamplingConfig
 from leveret.rundir import write_json
 from leveret.training.tensorfile import write_tensors
 
@@ -42,26 +41,14 @@ def export_model(reference: str, folder: Path, dtype: str = "float32") -> None:
     source = find_source(reference)
     config, tokenizer = source.config, source.tokenizer
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
-    facts = facts_of(config) | ids | {"dtype": dtype}
+    facts = facts_of(config) | ids | {"dtype": dtype, STAGE: source.stage}
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     tokenizer.save(partial, model_max_length=config.max_position_embeddings)
     written = {name: tensor.to(DTYPES[dtype]) for name, tensor in source.weights().items()}
     write_tensors(partial / "model.safetensors", written, {"format": "pt"})
     (partial / "config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    write_json(partial / "generation_config.json", ids | _sampling(source.recipe.generation))
+    write_json(partial / "generation_config.json", ids | facts_of_sampling(source.recipe.generation))
     if folder.exists():
         folder.rmdir()
     partial.rename(folder)
-
-
-def _sampling(config: SamplingConfig) -> dict[str, Any]:
-    """The recipe's way of sampling as transformers writes it; what it has no key for is left out."""
-    keys = ("top_k", "top_p", "min_p") if config.temperature else ()
-    out: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "do_sample": config.temperature > 0}
-    out |= {key: value for key in keys if (value := getattr(config, key)) is not None}
-    if config.temperature:
-        out |= {"temperature": config.temperature, "top_k": config.top_k or 0}  # transformers' own top_k is 50
-    if config.repetition_penalty != 1.0 and config.repetition_form == "once" and config.repetition_window is None:
-        out["repetition_penalty"] = config.repetition_penalty
-    return out
