@@ -104,6 +104,66 @@ def test_repetition_penalty_token_by_token(form: str, window: int | None) -> Non
         assert float(found[token]) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_presence_and_frequency_are_openais_formula(seed: int) -> None:
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, with c of the answer alone; then the bias."""
+    logits = some_logits(seed)
+    config = settings(presence_penalty=0.7, frequency_penalty=-0.3, logit_bias={4: 2.5, 39: -100.0, 7: 0.5})
+    row = chooser(config, [1, 2, 3])
+    for token in HISTORY:
+        row.add(token)
+    found = adjusted(logits[None], [row])[0]
+    for token in range(VOCABULARY):
+        count = HISTORY.count(token)
+        expected = float(logits[token]) - count * -0.3 - (count > 0) * 0.7 + config.logit_bias.get(token, 0.0)
+        assert float(found[token]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_bias_forces_and_forbids() -> None:
+    logits = some_logits(1)
+    assert next_token(logits, [], settings(logit_bias={17: 100})) == 17
+    best = int(logits.argmax())
+    assert next_token(logits, [], settings(logit_bias={best: -100})) != best
+    assert next_token(logits, [], settings(logit_bias={10**6: 100, -1: 100})) == best  # no such tokens
+
+
+def test_rows_choose_each_in_its_own_way() -> None:
+    """Together as alone, whatever the others want."""
+    ways = [
+        {},
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_k": 5},
+        {"temperature": 1.3, "top_p": 0.8},
+        {"temperature": 1.0, "min_p": 0.1},
+        {"temperature": 0.9, "top_k": 30, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.2},
+        {"presence_penalty": 1.5, "logit_bias": {3: 1.0}},
+        {"repetition_penalty": 1.5, "repetition_form": "per-count", "repetition_window": 3},
+        {"temperature": 1.0, "top_k": 2000},
+    ]
+
+    def rows() -> list[Chooser]:
+        return [chooser(settings(**way), HISTORY[:n], seed=n) for n, way in enumerate(ways)]
+
+    together, alone = rows(), rows()
+    for step in range(20):
+        logits = torch.stack([some_logits(100 * step + n) for n in range(len(ways))])
+        tokens = next_tokens(logits, together)
+        assert tokens == [next_tokens(logits[n : n + 1], [row])[0] for n, row in enumerate(alone)]
+        for row, other, token in zip(together, alone, tokens, strict=True):
+            row.add(token)
+            other.add(token)
+
+
+@pytest.mark.parametrize("peak", [0.001, 3.0])
+def test_top_p_among_a_large_vocabulary(peak: float) -> None:
+    """Whether a thousand candidates are enough for it or not."""
+    logits = some_logits(0, 5000) * peak
+    found = truncate(logits[None], [settings(top_p=0.9)])[0]
+    expected = theirs(TopPLogitsWarper(0.9), logits, HISTORY)
+    assert abs(int(found.isfinite().sum()) - int(expected.isfinite().sum())) <= 1  # sums are rounded in another order
+    assert float(found.softmax(-1).sub(expected.softmax(-1)).abs().max()) < 1e-3
+
+
 def test_no_history_no_penalty() -> None:
     assert torch.equal(penalise(some_logits(0), [], settings(repetition_penalty=2.0)), some_logits(0))
 

@@ -285,7 +285,9 @@ class Scheduler:
         return self._take_all(rows, logits_BV)
 
     def _guess(self, row: Row, room: int) -> list[int]:
-        return [] if row.lookup is None else row.lookup.guess(min(row.request.sampling.draft_tokens, room))
+        sampling = row.request.sampling
+        most = min(sampling.draft_tokens, room, sampling.max_new_tokens - row.tokens - 1)
+        return [] if row.lookup is None else row.lookup.guess(most)
 
     def _advance_drafts(self, rows: list[Slot], drafts: list[list[int]]) -> list[Delta]:
         """The same with guesses read along: those that the model would have said are taken."""
