@@ -41,7 +41,7 @@ def compiled(source: Path) -> ctypes.CDLL | None:
             _compile(command, source, library)
         return ctypes.CDLL(str(library))
     except subprocess.CalledProcessError as error:
-        _tell(f"{command[0]} failed: {error.stderr.strip().splitlines()[-1]}")
+        _tell(f"{command[0]} failed: {' '.join(error.stderr.split()) or error.returncode}"[:300])
     except (OSError, subprocess.TimeoutExpired) as error:
         _tell(str(error))
     return None

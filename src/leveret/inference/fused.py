@@ -16,7 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from leveret.inference.cache import KeyValueCache
-from leveret.inference.kernels import KINDS, Batch, Cache, Layer, Matrix, Model, Norm, address, library, matrix
+from leveret.inference.kernels import (
+    KINDS,
+    Batch,
+    Cache,
+    Layer,
+    Matrix,
+    Model,
+    Norm,
+    address,
+    library,
+    matrix,
+    threads_for,
+)
 from leveret.inference.quantize import Quantised, QuantisedEmbedding, QuantisedLinear
 from leveret.model.decoder import Block, Decoder
 
@@ -59,6 +71,7 @@ class Fused:
         self._scratch: dict[tuple[int, int], list[Tensor]] = {}
         config = self.config = model.config
         self.most = MOST
+        self._weights = sum(weight.numel() for weight in model.state_dict().values())
         self._layers = (Layer * config.num_hidden_layers)(
             *(self._layer(block, windowed) for block, windowed in zip(model.layers, config.windowed, strict=True))
         )
@@ -135,7 +148,7 @@ class Fused:
             *map(address, (ids_N, *where_2N, wanted, logits, *scratch)),
             len(ids_N),
             len(wanted),
-            torch.get_num_threads(),
+            threads_for(self._weights * len(ids_N)),
         )
         slots = cache.keys.stride(0) // cache.keys.stride(1)
         store = Cache(

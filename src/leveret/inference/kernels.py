@@ -14,6 +14,8 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
 """By the dtype that weights, keys and values are kept in; int4 is two to a byte of uint8."""
 GROUP = 32
 """int4 weights that share a scale."""
+WORTH_A_THREAD = 250_000
+"""Weights times tokens: with less to do, threads wait for each other longer than they work."""
 
 Pointers = ctypes.c_void_p
 Integers = ctypes.c_int
@@ -81,11 +83,15 @@ def matrix(weight: Tensor, scale: Tensor | None, bias: Tensor | None, columns: i
     return Matrix(address(weight), address(scale), address(bias), len(weight), columns, KINDS[weight.dtype])
 
 
+def threads_for(work: int) -> int:
+    """Of torch's threads as many as this many weights times tokens are worth."""
+    return max(1, min(torch.get_num_threads(), work // WORTH_A_THREAD))
+
+
 def product(library: ctypes.CDLL, weight: Matrix, x_NC: Tensor) -> Tensor:
     """x [N, columns] times the transpose of a matrix [rows, columns], in float32."""
     x_NC = x_NC.float().contiguous()
     y = torch.empty(len(x_NC), weight.rows)
-    library.product(
-        ctypes.byref(weight), Pointers(x_NC.data_ptr()), len(x_NC), Pointers(y.data_ptr()), torch.get_num_threads()
-    )
+    threads = threads_for(weight.rows * x_NC.numel())
+    library.product(ctypes.byref(weight), Pointers(x_NC.data_ptr()), len(x_NC), Pointers(y.data_ptr()), threads)
     return y

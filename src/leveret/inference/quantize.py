@@ -1,7 +1,8 @@
 """Weights of 8 or 4 bits: the same decoder with its matrices packed, so that fewer bytes are read for each token.
 
     int8    a weight is a whole number times its row's scale
-    int4    a weight is a whole number from -8 to 7 times the scale of its group of 32; two to a byte
+    int4    a weight is a whole number from -8 to 7 times the scale of its group of 32; two to a byte. The embedding
+            and the head, where rounding costs most, are int8
 
 Only weights are rounded; what they are multiplied with stays as it is.
 """
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leveret.errors import UserError
-from leveret.inference.kernels import GROUP, Matrix, library, matrix, product
+from leveret.inference.kernels import GROUP, library, matrix, product
 from leveret.model.decoder import Decoder
 
 Quantisation = Literal["int8", "int4"]
@@ -81,10 +82,6 @@ class QuantisedLinear(Quantised):
         super().__init__(weight, scale, columns, dtype)
         self.bias = bias
 
-    @property
-    def matrix(self) -> Matrix:
-        return matrix(self.weight, self.scale, None if self.bias is None else self.bias.float(), self.columns)
-
     def forward(self, x: Tensor) -> Tensor:
         few = x.numel() <= FEW * self.columns
         if few and x.device.type == "cpu" and (kernels := library()) is not None:
@@ -108,7 +105,6 @@ def quantise(model: Decoder, bits: Quantisation) -> Decoder:
     Raises:
         UserError: a weight is not finite.
     """
-    pack = pack_int8 if bits == "int8" else pack_int4
     done: dict[int, tuple[Tensor, Tensor]] = {}  # tied weights are packed once
     for name, module in list(model.named_modules()):
         if type(module) not in (nn.Linear, nn.Embedding) or name == "embed_positions" or "value_gate" in name:
@@ -117,7 +113,8 @@ def quantise(model: Decoder, bits: Quantisation) -> Decoder:
         if id(module.weight) not in done:
             if not weight.isfinite().all():
                 raise UserError(f"{name} has weights that are not finite, which cannot be quantised")
-            done[id(module.weight)] = pack(weight)
+            table = bits == "int8" or len(weight) == model.config.vocabulary
+            done[id(module.weight)] = pack_int8(weight) if table else pack_int4(weight)
         packed = (*done[id(module.weight)], weight.shape[1], weight.dtype)
         parent = model.get_submodule(name.rpartition(".")[0])
         bias = getattr(module, "bias", None)
