@@ -1,5 +1,6 @@
-"""Small models with drawn weights as finished runs, for what other programs make of them."""
+"""Small models with drawn weights as finished runs, for what other programs make of them, and tokenizers for them."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.recipe import Recipe, to_yaml
 from leveret.rundir import RunDir
+from leveret.tokenizer import TokenizerConfig, train_tokenizer
+from leveret.tokenizer.patterns import PATTERNS
 from leveret.tokenizer.tokenizer import Tokenizer
 from leveret.training.checkpoint import Snapshot, write_checkpoint
 
@@ -30,6 +33,42 @@ GPT2: dict[str, Any] = {
     "attention_bias": True,
     "mlp_bias": True,
 }
+
+SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>", "<|im_start|>", "<|im_end|>"]
+ENGLISH = [
+    "To show a file type cat; to make one type touch, many times over. It's they'LL 'S don't 12345 3.14",
+    "user\nmake the file of number 12345\nassistant\ntouch it\n\n  indented   text\t tab",
+    "x=1; y = {a: b}; // -> :: ... ?! find /var/log -name '*.log' -mtime +30 -exec rm {} \\;",
+] * 6
+WORLD = [
+    "中文字符測試，混合English和中文。日本語テスト 한국어 ไทย हिन्दी العربية مع تشكيل اَلْعَرَبِيَّةُ עברית",
+    "русский текст café naïve Ångström ½ ² Ⅷ 👩‍👩‍👧‍👦 👍🏽 e\u0301 a\u0308 «quoted» “curly” €5 £3 × ÷ ©",
+] * 6
+
+
+def made_tokenizer(kind: str, texts: list[str], template: str | None = "chatml") -> Tokenizer:
+    """A kind of TokenizerConfig, or `bpe-` and a pattern; smollm and qwen2 are bpe with the cuts of those models."""
+    named, _, pattern = kind.partition("-") if kind.startswith("bpe") else (kind, "", "")
+    other = kind in ("smollm", "qwen2")
+    config = TokenizerConfig.model_validate(
+        {
+            "kind": "bpe" if other else named,
+            "vocab_size": 640,
+            "special_tokens": SPECIALS,
+            "eos_token": "<eos>",
+            "unk_token": "<unk>",
+            "template": template,
+            "pattern": pattern or "gpt2",
+        }
+    )
+    made = train_tokenizer(config, texts)
+    definition = json.loads(made.definition)
+    steps = definition["pre_tokenizer"]["pretokenizers"] if other else []
+    if kind == "smollm":
+        steps[0], steps[1]["use_regex"] = {"type": "Digits", "individual_digits": True}, True
+    elif kind == "qwen2":
+        steps[0]["pattern"]["Regex"] = PATTERNS["cl100k"].replace("{1,3}", "")
+    return Tokenizer(json.dumps(definition), made.roles, made.chat_template) if other else made
 
 
 def write_run(folder: Path, tokenizer: Tokenizer, stage: str = "pretrain", **shape: Any) -> Path:

@@ -134,6 +134,7 @@ def _ours(source: Source) -> dict[str, Any]:
         "step": source.checkpoint.step,
         "weights_sha256": source.checkpoint.weights_sha256,
         "roles": asdict(source.tokenizer.roles),
+        "chat_template": source.tokenizer.chat_template,
         "model": source.config.model_dump(),
         "recipe": {"name": recipe.name, "description": recipe.description, **known},
     }

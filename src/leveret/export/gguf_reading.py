@@ -16,7 +16,7 @@ from leveret.model.config import ModelConfig
 from leveret.recipe import Recipe
 from leveret.tokenizer.tokenizer import SpecialRoles, Tokenizer
 
-TEMPLATE, FILE_TYPE = "tokenizer.chat_template", "general.file_type"
+FILE_TYPE = "general.file_type"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _model(path: Path, fields: dict[str, Any]) -> GgufModel:
         ours = json.loads(fields[OURS])
         if ours["format_version"] != FORMAT_VERSION:
             raise UserError(f"{path} was written by another version of Leveret; write it again")
-        tokenizer = Tokenizer(fields[WHOLE], SpecialRoles(**ours["roles"]), fields.get(TEMPLATE))
+        tokenizer = Tokenizer(fields[WHOLE], SpecialRoles(**ours["roles"]), ours["chat_template"])
         config = ModelConfig.model_validate(ours["model"])
         known = dict(ours["recipe"])
         recipe = stand_in(known.pop("name"), known.pop("description"), config, tokenizer, **known)

@@ -65,12 +65,14 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer) -> list[str]:
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_eos_token_id(tokenizer.eos_id)
+    # llama.cpp has a first token in any case, which it adds to nothing here; templates must not find it, though.
     writer.add_bos_token_id(tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id)
     for role in ("pad", "unk"):
         if (index := getattr(tokenizer, f"{role}_id")) is not None:
             getattr(writer, f"add_{role}_token_id")(index)
     if tokenizer.chat_template is not None:
-        writer.add_chat_template(tokenizer.chat_template)
+        unnamed = "bos_token" in tokenizer.chat_template and tokenizer.bos_id is None
+        writer.add_chat_template("{%- set bos_token = '' -%}" * unnamed + tokenizer.chat_template)
     writer.add_string(WHOLE, tokenizer.definition)
     return notes
 
