@@ -69,7 +69,10 @@ class Schema:
             raise UserError("json_schema needs llguidance: pip install 'leveret[serve]'") from None
 
         compiler = JsonCompiler(separators=(", ", ": "), whitespace_flexible=False)
-        grammar = compiler.compile(json.dumps(schema))
+        try:
+            grammar = compiler.compile(json.dumps(schema))
+        except ValueError as error:
+            raise UserError(f"this JSON schema cannot be followed: {' '.join(str(error).split())[:200]}") from None
         self._matcher = LLMatcher(_known_tokens(tokenizer), grammar, log_level=0)
         if self._matcher.is_error():
             reason = " ".join(self._matcher.get_error().split())

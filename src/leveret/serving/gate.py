@@ -11,10 +11,10 @@ import binascii
 import hashlib
 import hmac
 import logging
+import re
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from leveret.serving.config import ServeConfig
 from leveret.serving.errors import INTERNAL, ApiError
@@ -27,6 +27,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = "/healthz"
 """The one route that asks for no key."""
+LARGEST_HEADERS = 16 << 10
+"""Bytes."""
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(?::[0-9]{1,5})?")
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 ONCE = frozenset({b"host", b"origin", b"authorization", b"content-length", b"content-type"})
 """Headers that two readers might read differently when they come twice."""
@@ -88,6 +91,8 @@ class Gate:
         names = [name for name, _ in pairs]
         if len(pairs) > self.config.max_headers:
             raise ApiError(431, f"{len(pairs)} header fields are more than {self.config.max_headers}.")
+        if sum(len(name) + len(value) for name, value in pairs) > LARGEST_HEADERS:
+            raise ApiError(431, f"The header fields are larger than {LARGEST_HEADERS} bytes together.")
         if any(name in ONCE and names.count(name) > 1 for name in names):
             raise ApiError(400, "A header that may come once came twice.")
         headers = dict(pairs)
@@ -109,10 +114,8 @@ class Gate:
         rebinding) or by ours; the browser then tells that name as Host, or that site as Origin."""
         host = headers.get(b"host", b"").decode("latin-1").lower()
         server = scope.get("server")
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            name = ""
+        found = HOST.fullmatch(host)
+        name = found[1].strip("[]") if found else ""
         if name not in self.hosts and (server is None or name != server[0]):
             raise ApiError(403, "This server is not known by that name; --allow-host NAME adds one.", code="host")
         origin = headers.get(b"origin")

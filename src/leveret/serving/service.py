@@ -15,6 +15,7 @@ from leveret.errors import UserError
 from leveret.inference.request import Delta
 from leveret.serving.config import ServeConfig
 from leveret.serving.errors import INTERNAL, ApiError, full, out_of_time
+from leveret.serving.formats import check_schema
 from leveret.serving.forms import DONE, Answer, Form, event, usage
 from leveret.serving.gate import Receive, Scope, Send
 from leveret.serving.metrics import Figures
@@ -69,7 +70,7 @@ class Service:
         self._arriving += wanted
         try:
             prompts = await anyio.to_thread.run_sync(
-                prompts_of, model, body, self.config, limiter=self._encoders, abandon_on_cancel=True
+                self._prepared, model, body, limiter=self._encoders, abandon_on_cancel=True
             )
         finally:
             self._arriving -= wanted
@@ -89,6 +90,12 @@ class Service:
             isinstance(body, ChatRequest), model.recipe.name, fingerprint, sampling.logprobs is not None, opening
         )
         return Generated(self, worker, job, form, prompts, body, begun)
+
+    def _prepared(self, model: LoadedModel, body: CompletionRequest | ChatRequest) -> list[list[int]]:
+        """What takes too long for the event loop."""
+        if body.response_format is not None and body.response_format.json_schema is not None:
+            check_schema(body.response_format.json_schema.json_schema, self.config)
+        return prompts_of(model, body, self.config)
 
     def took(self, seconds: float) -> None:
         self.figures.seconds.observe(seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from leveret.errors import UserError
@@ -15,19 +14,15 @@ from leveret.serving.schemas import ChatRequest, CompletionRequest, Sampled
 if TYPE_CHECKING:
     from leveret.api import LoadedModel
 
-REGULAR = ("pattern", "patternProperties", "format")
-"""Keys of a JSON schema that bring regular expressions, which no stranger's clock should run on."""
 ROLES = {"developer": "system"}
 """Newer names of roles that templates know by older ones."""
-DEEPEST = 32
-"""Levels of a JSON schema."""
 
 
 def prompts_of(model: LoadedModel, body: CompletionRequest | ChatRequest, config: ServeConfig) -> list[list[int]]:
-    """The prompts in tokens, each within the limit.
+    """The prompts in tokens, each within the limit. Takes a while, so call it in a thread.
 
     Raises:
-        ApiError: one is too long (with both numbers) or empty, the template refuses the messages, or there is none.
+        ApiError: one is too long (with both numbers) or empty, or the template refuses the messages.
     """
     if isinstance(body, ChatRequest):
         prompts = [_dialogue(model, body)]
@@ -111,7 +106,7 @@ def sampling_of(model: LoadedModel, body: CompletionRequest | ChatRequest, confi
         "stop": stop,
         "seed": body.seed,
         "logprobs": _logprobs(body),
-        "json_schema": _schema(body, config),
+        "json_schema": _schema(body),
     }
     if body.top_p == 0:  # the most probable token alone
         asked |= {"top_p": None, "temperature": 0.0}
@@ -133,38 +128,12 @@ def _logprobs(body: Sampled) -> int | None:
     return body.logprobs if isinstance(body, CompletionRequest) else None
 
 
-def _schema(body: Sampled, config: ServeConfig) -> dict[str, Any] | None:
-    """The JSON schema that the answer is held to, if one is.
-
-    Raises:
-        ApiError: it is large, deep, refers to what is outside it, or has regular expressions.
-    """
+def _schema(body: Sampled) -> dict[str, Any] | None:
+    """The JSON schema that the answer is held to, if one is."""
     form = body.response_format
     if form is None or form.type == "text":
         return None
-    if form.json_schema is None:
-        return {"type": "object"}
-    schema = form.json_schema.json_schema
-    if (size := len(json.dumps(schema))) > config.max_schema_bytes:
-        raise ApiError(
-            400, f"The JSON schema has {size} bytes, more than {config.max_schema_bytes}.", "response_format"
-        )
-    _check_schema(schema, DEEPEST)
-    return schema
-
-
-def _check_schema(node: Any, levels: int) -> None:
-    if levels == 0:
-        raise ApiError(400, f"The JSON schema is deeper than {DEEPEST} levels.", "response_format")
-    if isinstance(node, dict):
-        for key, value in node.items():
-            # A property may be called "pattern"; its value is then a schema, not text.
-            if key in REGULAR and (isinstance(value, str) or key == "patternProperties"):
-                raise ApiError(400, f"A JSON schema with {key!r} is not run here; leave it out.", "response_format")
-            if key == "$ref" and isinstance(value, str) and not value.startswith("#"):
-                raise ApiError(400, "A JSON schema may refer to its own parts only (#/...).", "response_format")
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        _check_schema(value, levels - 1)
+    return {"type": "object"} if form.json_schema is None else form.json_schema.json_schema
 
 
 def _dialogue(model: LoadedModel, body: ChatRequest) -> list[int]:
