@@ -42,9 +42,7 @@ def read_gguf(path: Path) -> GgufModel:
     gguf = import_gguf()
     try:
         reader = gguf.GGUFReader(path)
-        fields = {
-            key: reader.fields[key].contents() for key in (OURS, WHOLE, TEMPLATE, FILE_TYPE) if key in reader.fields
-        }
+        fields = {key: reader.fields[key].contents() for key in (OURS, WHOLE, FILE_TYPE) if key in reader.fields}
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise UserError(f"{path} is no whole GGUF file ({error})") from None
     if OURS not in fields or WHOLE not in fields:
