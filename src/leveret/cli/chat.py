@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leveret.cli.options import Device, Fields, MaxNew, RunName, Seed, Temperature, read_fields
+from leveret.cli.options import (
+    Backend,
+    Device,
+    Dtype,
+    Fields,
+    MaxNew,
+    Quantize,
+    Seed,
+    Speaker,
+    Temperature,
+    read_fields,
+)
 from leveret.cli.terminal import Speech, columns, lines, note
 from leveret.errors import UserError
 
@@ -28,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def chat(
-    run: RunName,
+    run: Speaker,
     system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
     load: Annotated[Path | None, typer.Option(help="Go on with the dialogue of this file.")] = None,
     temperature: Temperature = None,
@@ -36,6 +47,9 @@ def chat(
     seed: Seed = None,
     fields: Fields = None,
     device: Device = "auto",
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    backend: Backend = None,
 ) -> None:
     """Talk with a model. /help lists what else can be typed; ctrl-C stops an answer, ctrl-D leaves."""
     import leveret
@@ -45,7 +59,7 @@ def chat(
     dialogue.system = system or dialogue.system
     given = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     dialogue.sampling |= read_fields(fields) | {name: value for name, value in given.items() if value is not None}
-    Chat(leveret.load(run, device), dialogue).talk()
+    Chat(leveret.load(run, device, dtype, quantize, backend), dialogue).talk()
 
 
 class Chat:
@@ -124,6 +138,7 @@ class Chat:
             limit = self.model.engine.context
             used = len(self.model.prompt_ids(self.dialogue.messages))
             first += ("; " if first else "") + f"context: {used} of {limit} tokens"
+            first += ", so the oldest will be left out" if used > limit else ""
         if first:
             note(first)
 

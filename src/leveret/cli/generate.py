@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leveret.cli.options import Device, Fields, MaxNew, RunName, Seed, Temperature, read_fields
+from leveret.cli.options import (
+    Backend,
+    Device,
+    Dtype,
+    Fields,
+    MaxNew,
+    Quantize,
+    Seed,
+    Speaker,
+    Temperature,
+    read_fields,
+)
 from leveret.cli.terminal import Speech
 from leveret.errors import UserError
 
@@ -29,7 +40,7 @@ Texts = list[str] | None
 
 def generate(
     context: typer.Context,
-    run: RunName,
+    run: Speaker,
     prompt: Annotated[
         str | None,
         typer.Argument(
@@ -55,13 +66,16 @@ def generate(
     logprobs: Annotated[Count, typer.Option(help="Show log-probabilities, and so many other tokens.")] = None,
     fields: Fields = None,
     device: Device = "auto",
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    backend: Backend = None,
 ) -> None:
     """Answer one prompt, as it comes."""
     import leveret
 
     fixed = read_fields(fields) | _given(context)
     asked = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
-    model = leveret.load(run, device)
+    model = leveret.load(run, device, dtype, quantize, backend)
     config = model.recipe.generation.changed(**fixed)
     for each in _sample_prompts(model) if asked is None else [asked]:
         ids = model.encode(each, raw)
@@ -121,9 +135,9 @@ def _table(infos: list[TokenInfo]) -> list[str]:
     as many as there is room for.
     """
     shown = [_shown(info.chosen) for info in infos]
-    left = min(max(map(len, shown)), WIDEST)
+    left = min(max(len("token"), *map(len, shown)), WIDEST)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    rows = ["logprob  token" + (" " * (left - 3) + "most probable" if infos[0].top else "")]
+    rows = ["logprob  token".ljust(9 + left) + ("  most probable" if infos[0].top else "")]
     for info, text in zip(infos, shown, strict=True):
         row = f"{info.chosen.logprob:7.3f}  {text}".ljust(9 + left)
         for other in info.top:

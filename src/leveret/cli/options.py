@@ -32,6 +32,15 @@ DropLeaks = Annotated[
 CopyData = Annotated[bool, typer.Option("--copy-data", help="Keep the token shards inside the run directory.")]
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run: DIR or name, /STAGE and @STEP after it if wished.")]
+Speaker = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run: DIR or name, /STAGE and @STEP after it if wished; an exported folder; a GGUF file."
+    ),
+]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32 or bfloat16. [as the weights are]")]
+Quantize = Annotated[str | None, typer.Option("--quantize", help="int8 or int4: smaller and faster, a little worse.")]
+Backend = Annotated[str | None, typer.Option("--backend", help="leveret, or llamacpp for GGUF files.")]
 MaxNew = Annotated[int | None, typer.Option("--max-new-tokens", help="Most tokens of the answer. [the recipe's]")]
 Temperature = Annotated[float | None, typer.Option("--temperature", help="0 is greedy. [the recipe's]")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the draws.")]
@@ -39,6 +48,8 @@ Fields = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Any other option of sampling (SamplingConfig); repeatable."),
 ]
+
+BOOLEAN = "tag:yaml.org,2002:bool"
 
 
 def open_run(
@@ -81,12 +92,18 @@ def open_run(
 
 
 def read_fields(fields: list[str] | None) -> dict[str, Any]:
-    """What `FIELD=VALUE` says of each, values in YAML.
+    """What `FIELD=VALUE` says of each, values in YAML; yes and no are texts, as in YAML 1.2.
 
     Raises:
         UserError: it cannot be read so.
     """
     import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {
+            first: [(tag, form) for tag, form in pairs if tag != BOOLEAN or first in "tTfF"]
+            for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
 
     found = {}
     for each in fields or []:
@@ -94,7 +111,7 @@ def read_fields(fields: list[str] | None) -> dict[str, Any]:
         if not equals:
             raise UserError(f"{each!r} does not set anything; write FIELD=VALUE")
         try:
-            found[name.strip()] = yaml.safe_load(value)
+            found[name.strip()] = yaml.load(value, Loader)
         except yaml.YAMLError:
             raise UserError(f"{name}: {value!r} is not readable YAML; write text in quotes") from None
     return found

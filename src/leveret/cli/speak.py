@@ -9,7 +9,7 @@ import typer
 
 from leveret.cli.chat import chat
 from leveret.cli.generate import generate
-from leveret.cli.options import Device, MaxNew, RunName
+from leveret.cli.options import Backend, Device, Dtype, MaxNew, Quantize, Speaker
 from leveret.cli.terminal import lines
 
 if TYPE_CHECKING:
@@ -30,11 +30,14 @@ def shell(
     run: Annotated[bool, typer.Option("--run", help="Show the command, and run it after a yes.")] = False,
     max_new_tokens: MaxNew = None,
     device: Device = "auto",
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    backend: Backend = None,
 ) -> None:
     """English to one shell command. The command alone goes to standard output, so that it can be piped."""
     import leveret
 
-    loaded = leveret.load(model, device)
+    loaded = leveret.load(model, device, dtype, quantize, backend)
     if instruction is not None:
         raise typer.Exit(_one_command(loaded, instruction, run, max_new_tokens))
     for line in lines("what to do> ", "shell"):
@@ -61,11 +64,14 @@ def _one_command(model: LoadedModel, instruction: str, run: bool, max_new_tokens
 
 
 def bench(
-    run: RunName,
+    run: Speaker,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 16,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 128,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds; the median is reported.")] = 5,
     device: Device = "auto",
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    backend: Backend = None,
 ) -> None:
     """Speed of generation: one stream, greedy."""
     import json
@@ -73,7 +79,7 @@ def bench(
     import leveret
     from leveret.inference.speed import generation_speed
 
-    model = leveret.load(run, device)
+    model = leveret.load(run, device, dtype, quantize, backend)
     print(json.dumps(generation_speed(model.engine, prompt_tokens, new_tokens, repeat), indent=2))
 
 
