@@ -164,6 +164,27 @@ def test_top_p_among_a_large_vocabulary(peak: float) -> None:
     assert float(found.softmax(-1).sub(expected.softmax(-1)).abs().max()) < 1e-3
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"temperature": 1e-300},
+        {"temperature": 1.0, "top_p": 1e-300},
+        {"temperature": 1.0, "min_p": 1.0, "top_k": 1},
+        {"temperature": 1000.0, "top_k": 1},
+    ],
+)
+def test_extremes_leave_the_best(keys: dict[str, Any]) -> None:
+    for seed in range(5):
+        logits = some_logits(seed)
+        assert next_token(logits, HISTORY, settings(**keys)) == int(logits.argmax())
+
+
+def test_a_model_that_gives_no_numbers_still_gives_tokens() -> None:
+    logits = torch.full((VOCABULARY,), torch.nan)
+    for keys in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}, {"temperature": 1.0, "top_k": 3}):
+        assert 0 <= next_token(logits, HISTORY, settings(**keys)) < VOCABULARY
+
+
 def test_no_history_no_penalty() -> None:
     assert torch.equal(penalise(some_logits(0), [], settings(repetition_penalty=2.0)), some_logits(0))
 
@@ -237,7 +258,22 @@ def test_of_equal_logits_as_many_stay_as_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": 2}, {"repetition_penalty": 0}]
+    "keys",
+    [
+        {"temperature": -1},
+        {"temperature": float("inf")},
+        {"top_k": 0},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"min_p": 2},
+        {"repetition_penalty": 0},
+        {"repetition_penalty": 1e300},
+        {"frequency_penalty": float("nan")},
+        {"logit_bias": {1: 1e30}},
+        {"length_penalty": 1000},
+        {"logprobs": 21},
+        {"stop": [""]},
+    ],
 )
 def test_impossible_settings_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(keys))):

@@ -178,6 +178,9 @@ def test_what_does_not_fit_is_refused_and_others_go_on(tokenizer: Tokenizer) -> 
         scheduler.submit(request(prompts(21)[0]))
     with pytest.raises(UserError, match="empty"):
         scheduler.submit(request([]))
+    for bad in (-1, 257):
+        with pytest.raises(UserError, match="outside of 0 to 256"):
+            scheduler.submit(request([3, bad, 5]))
     with pytest.raises(UserError, match="beams"):
         scheduler.submit(request([1], beams=2))
     assert tokens_of(fits, finish(scheduler)) == plainly(model, fits.prompt, 1)

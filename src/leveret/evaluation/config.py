@@ -18,7 +18,7 @@ class EvaluateConfig(Config):
     """Most tokens of an answer."""
     beams: int = Field(1, gt=0)
     """Above 1, answers are the best of a beam search this wide; 1 is greedy."""
-    length_penalty: float = 1.0
+    length_penalty: float = Field(1.0, ge=-10, le=10)
     """Of the beam search; see SamplingConfig."""
     batch_size: int = Field(64, gt=0)
     """Prompts answered at once."""

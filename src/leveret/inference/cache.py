@@ -95,10 +95,10 @@ class KeyValueCache:
 
     def take(self, rows: list[int]) -> None:
         """The rows in use become copies of these."""
-        if rows != list(range(len(rows))):
-            most = max(self.lengths)
-            for store in (self.keys, self.values):
-                store[:, : len(rows), :, :most] = store[:, rows, :, :most]
+        most = max(self.lengths)
+        moved = [row for row, source in enumerate(rows) if row != source]
+        for store in (self.keys, self.values):
+            store[:, moved, :, :most] = store[:, [rows[row] for row in moved], :, :most]
         self.lengths = [self.lengths[row] for row in rows]
 
     def swap(self, one: int, other: int, lengths: tuple[int, int]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from leveret.config import Config
 from leveret.errors import UserError
@@ -17,11 +17,13 @@ _NOT_WITH_BEAMS = (
 
 
 class SamplingConfig(Config):
-    """Settings of one generation. temperature 0 is greedy."""
+    """Settings of one generation. temperature 0 is greedy. Bounds keep logits finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     max_new_tokens: int = Field(128, gt=0)
     """Most tokens to generate."""
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(0.0, ge=0, le=1000)
     """Logits are divided by it; 0 takes the most probable token."""
     top_k: int | None = Field(None, gt=0)
     """Keep this many most probable tokens."""
@@ -29,35 +31,35 @@ class SamplingConfig(Config):
     """Keep the fewest most probable tokens that together reach this probability (Holtzman et al., 2020)."""
     min_p: float | None = Field(None, ge=0, le=1)
     """Keep tokens at least this times as probable as the most probable one (Nguyen et al., 2024)."""
-    repetition_penalty: float = Field(1.0, gt=0)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     """Penalty on tokens that have occurred: a logit is divided by it if positive, multiplied if negative."""
     repetition_form: Literal["once", "per-count"] = "once"
     """once: the penalty itself, over prompt and answer (Keskar et al., 2019; transformers). per-count: the penalty to
     the power of the number of occurrences (smallm)."""
     repetition_window: int | None = Field(None, gt=0)
     """Look for occurrences among this many last tokens only. None: all."""
-    presence_penalty: float = 0.0
+    presence_penalty: float = Field(0.0, ge=-100, le=100)
     """Subtracted from the logits of tokens that the answer has so far (OpenAI's formula)."""
-    frequency_penalty: float = 0.0
+    frequency_penalty: float = Field(0.0, ge=-100, le=100)
     """Subtracted from the logits of the answer's tokens, times how often each has occurred in it (OpenAI's formula)."""
-    logit_bias: dict[int, float] = {}
+    logit_bias: dict[int, Annotated[float, Field(ge=-1000, le=1000)]] = {}
     """Added to the logits of these token ids."""
     logprobs: int | None = Field(None, ge=0, le=20)
     """Tell each token's log-probability, and those of this many most probable tokens: of the model's own distribution,
     before penalties, temperature and truncation. None: nothing is told."""
     beams: int = Field(1, gt=0)
     """Above 1: beam search of this width, which is greedy and goes through no server."""
-    length_penalty: float = 1.0
+    length_penalty: float = Field(1.0, ge=-10, le=10)
     """Beams are ranked by the sum of their log-probabilities divided by their length to this power. Above 0 favours
     long answers."""
-    choices: list[str] = []
+    choices: list[Annotated[str, Field(min_length=1)]] = []
     """The answer is one of these texts."""
     json_schema: dict[str, Any] | None = None
     """The answer is JSON that this JSON schema accepts."""
     draft_tokens: int = Field(0, ge=0)
     """Guess this many next tokens from what followed the same words earlier, and have the model check all at once.
     Greedy decoding only, whose answer it leaves as it is."""
-    stop: list[str] = []
+    stop: list[Annotated[str, Field(min_length=1)]] = []
     """Strings that end the answer; they are not part of it."""
     seed: int | None = None
     """Seed of the draws. None: a new one each time."""

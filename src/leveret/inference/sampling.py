@@ -18,6 +18,8 @@ from torch import Tensor
 
 from leveret.inference.config import SamplingConfig
 
+COLDEST = 1e-4
+"""Lower temperatures are this one: the logits must stay finite."""
 CANDIDATES = 1024
 """Tokens in which top_p looks for its share before it sorts the whole vocabulary."""
 
@@ -155,7 +157,7 @@ def draw(logits_BV: Tensor, rows: Sequence[Chooser]) -> Tensor:
     """A token of each row. What a row draws does not depend on the others: those that keep few tokens draw among these,
     in the order of their probabilities, the others among all, in the order of the vocabulary."""
     configs = [row.config for row in rows]
-    logits_BV = logits_BV.float() / _column([config.temperature for config in configs], logits_BV)
+    logits_BV = logits_BV.float() / _column([max(config.temperature, COLDEST) for config in configs], logits_BV)
     tokens_B = torch.empty(len(rows), dtype=torch.long, device=logits_BV.device)
     few = [i for i, config in enumerate(configs) if _keeps_few(config)]
     if few:
@@ -186,6 +188,7 @@ def candidates(logits_BV: Tensor, configs: Sequence[SamplingConfig]) -> tuple[Te
             among = best.masked_fill(left_out, -torch.inf).logsumexp(-1, keepdim=True)
             probabilities = (best - (among if total is None else torch.where(kept < size, among, total))).exp()
             left_out = left_out | (probabilities.cumsum(-1) - probabilities >= share)
+            left_out[:, 0] = False  # whatever is asked for
         if width == size or bool(left_out[:, -1].all()):
             break
     return best.masked_fill(left_out, -torch.inf), ids
@@ -206,7 +209,8 @@ def _pass(logits_BK: Tensor, rows: Sequence[Chooser]) -> Tensor:
     """
     sums = (logits_BK - logits_BK.amax(-1, keepdim=True)).exp().cumsum(-1, dtype=torch.float64)
     random = torch.tensor([[row.random.getrandbits(32) / 2**32] for row in rows], dtype=torch.float64)
-    return torch.searchsorted(sums, random.to(sums.device) * sums[:, -1:], right=True)
+    places = torch.searchsorted(sums, random.to(sums.device) * sums[:, -1:], right=True)
+    return places.clamp(max=logits_BK.shape[1] - 1)  # where a model gives no numbers
 
 
 def _nucleus(config: SamplingConfig) -> bool:

@@ -156,6 +156,9 @@ class Scheduler:
         """
         if not request.prompt:
             raise UserError("the prompt is empty: give at least one token")
+        known = self.engine.tokenizer.vocab_size
+        if min(request.prompt) < 0 or max(request.prompt) >= known:
+            raise UserError(f"the prompt has token ids outside of 0 to {known - 1}, which are all that there are")
         if request.sampling.beams > 1:
             raise UserError("beams are not served with others: generate alone, or with beams 1")
         if not request.slide and (tokens := len(request.prompt)) > self.capacity:
