@@ -114,7 +114,7 @@ def test_probabilities_are_shown_by_hover_and_by_the_arrow_keys(visit: Visit) ->
     tokens.nth(2).hover()
     card = page.locator("#token-card")
     expect(card).to_be_visible()
-    shares = [float(text.rstrip("%")) for text in card.locator("td:last-child").all_inner_texts()]
+    shares = [float(text.strip("<%")) for text in card.locator("td:last-child").all_inner_texts()]
     assert len(shares) == 5
     assert shares == sorted(shares, reverse=True)
     assert 0 < sum(shares) <= 100.1
@@ -252,6 +252,18 @@ def test_a_refusal_is_told_kindly_and_can_be_tried_again(
         expect(page.locator(".turn.assistant .foot")).to_contain_text("8 tokens")
 
 
+@pytest.mark.parametrize(
+    ("end", "shown"),
+    [('data: {"error": {"message": "said in the middle"}}\n\n', "said in the middle"), ("", "broke off")],
+)
+def test_an_answer_that_breaks_off_keeps_what_came(visit: Visit, end: str, shown: str) -> None:
+    body = f'data: {{"choices": [{{"index": 0, "delta": {{"content": "half of"}}}}]}}\n\n{end}'
+    visit.page.route("**/v1/**", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    visit.ask("hello")
+    assert visit.texts("assistant") == ["half of"]
+    expect(visit.page.locator(".trouble")).to_contain_text(shown)
+
+
 def test_a_server_that_is_gone_is_told_too(browser: Browser) -> None:
     with running(talkative()) as up:
         visit = Visit(browser, up.url)
@@ -295,12 +307,15 @@ def test_an_instruction_becomes_a_command_to_be_copied_with_its_danger_told(brow
         expect(page.locator(".danger").last).to_have_text("Careful: this deletes files.")
         assert [message["content"] for message in later[0]["messages"]] == ["delete the photos"]  # it stands by itself
         assert len(asked) == 1
+        page.get_by_label("Show the probability of every token").check()  # hides neither the warning nor the button
+        expect(page.locator(".danger").last).to_have_text("Careful: this deletes files.")
         page.get_by_role("button", name="Copy").last.click()
         expect(page.get_by_role("button", name="Copied")).to_be_visible()
         assert page.evaluate("() => navigator.clipboard.readText()") == "rm -rf photos"
         page.unroute("**/v1/chat/completions")
         visit.ask("and with the real model")
-        assert visit.texts("assistant")[2]
+        expect(page.locator(".command").last.locator(".token")).to_have_count(8)
+        expect(page.locator(".command").last.get_by_role("button", name="Copy")).to_be_visible()
         assert (visit.errors, visit.elsewhere, visit.violations) == ([], [], [])
         visit.context.close()
 

@@ -91,16 +91,24 @@ def test_a_run_is_told_whole_and_as_json(trained: Path) -> None:
 
 
 def test_the_tag_changes_with_the_metrics_and_with_who_is_at_work(trained: Path) -> None:
-    view = RunView(trained)
-    first = view.tag()
+    view = RunView(trained, share=1e9)
+    first, _ = view.read()
     with Lock(trained):
-        assert view.read()["state"] == "running"
-        second = view.tag()
+        second, found = view.read()
+    assert found["state"] == "running"
     with (trained / "pretrain" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1001, "loss": 1.0, "lr": 1e-3}\n{"step": 1002, "lo')
-    third = view.tag()
+    third, found = view.read()
     assert len({first, second, third}) == 3
-    assert view.read()["stages"][0]["curves"]["loss"][-1] == [1001, 1.0]
+    assert found["stages"][0]["curves"]["loss"][-1] == [1001, 1.0]
+    assert view.read() == (third, found)
+
+
+def test_reading_a_long_run_takes_a_small_share_of_the_time(trained: Path) -> None:
+    view = RunView(trained, share=1e-9)
+    before = view.read()
+    (trained / "pretrain" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "lr": 1e-3}\n')
+    assert view.read() is before
 
 
 @pytest.mark.parametrize("damage", ["nothing", "half-written", "crashed", "empty"])
@@ -115,7 +123,7 @@ def test_a_run_in_any_state_is_told_as_far_as_it_goes(trained: Path, damage: str
         RunDir(trained).fail("finetune", RuntimeError("no room in /home/someone/secret/place for it"))
     elif damage == "empty":
         trained = trained / "nowhere"
-    found = RunView(trained).read()
+    _, found = RunView(trained).read()
     json.dumps(found, allow_nan=False)
     if damage == "crashed":
         assert found["state"] == "failed"

@@ -88,10 +88,10 @@ def pages_router(model: LoadedModel | None, run: RunDir | None) -> APIRouter:
     def of_run(request: Request) -> Response:
         if view is None:
             return _refusal(404, "This model was not loaded from a run, so there is nothing to show of one.")
-        tag = view.tag()
+        tag, found = view.read()
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"ETag": tag})
-        return JSONResponse(view.read(), headers={"ETag": tag, "Cache-Control": "no-cache"})
+        return JSONResponse(found, headers={"ETag": tag, "Cache-Control": "no-cache"})
 
     @router.post("/api/dangers")
     def of_command(command: Command) -> dict[str, list[str]]:

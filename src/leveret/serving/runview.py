@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from math import isfinite
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import yaml
@@ -36,25 +38,37 @@ Point = tuple[int, float]
 
 
 class RunView:
-    """Looks at a run, and reads it again only when something in it has changed."""
+    """Looks at a run, and reads it again only when something in it has changed.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: of the run, which need not be there yet.
+        share: of the time that reading may take: what took a second is not read again for the next 1 / share.
+    """
+
+    def __init__(self, path: Path, share: float = 0.05) -> None:
+        self.path, self.share = path, share
         self._known: tuple[str, dict[str, Any]] | None = None
+        self._rest = 0.0  # until when what is known will do
+        self._alone = Lock()
 
-    def tag(self) -> str:
-        """Differs when what read() gives would."""
+    def read(self) -> tuple[str, dict[str, Any]]:
+        """The run, facts of its state, then of each stage of training in order; and in front of it a tag that differs
+        where the rest does."""
+        with self._alone:
+            if self._known is None or time.monotonic() >= self._rest:
+                begun = time.monotonic()
+                tag = self._tag()
+                if self._known is None or self._known[0] != tag:
+                    self._known = tag, self._read()
+                now = time.monotonic()
+                self._rest = now + (now - begun) / self.share
+            return self._known
+
+    def _tag(self) -> str:
         files = [self.path / name for name in ("recipe.yaml", "state.json", "audit.json", "data.json")]
         files += [self.path / stage / name for stage in STAGES for name in WATCHED]
         run = status(self.path)  # its locks leave no trace in the files
         return f'"{hash((run.state, run.stage, *map(_mark, files))):x}"'
-
-    def read(self) -> dict[str, Any]:
-        """The run: facts of its state, then of each stage of training in order."""
-        tag = self.tag()
-        if self._known is None or self._known[0] != tag:
-            self._known = tag, self._read()
-        return self._known[1]
 
     def _read(self) -> dict[str, Any]:
         run, recipe = status(self.path), recipe_of_run(self.path)

@@ -53,8 +53,8 @@ export class Chart {
         s("line", { class: "grid", x1: LEFT, x2: right, y1: this.y(tick), y2: this.y(tick) }),
         s("text", { x: LEFT - 7, y: this.y(tick) + 4, "text-anchor": "end" }, short(tick)),
       ]),
-      ...stepTicks(first, last, Math.max(2, Math.floor(width / 110))).map((tick) =>
-        s("text", { x: this.x(tick), y: this.height - 6, "text-anchor": tick === first ? "start" : tick === last ? "end" : "middle" }, short(tick))),
+      ...stepTicks(first, last, Math.max(4, Math.floor(width / 80))).map((tick) =>
+        s("text", { x: this.x(tick), y: this.height - 6, "text-anchor": this.x(tick) > right - 12 ? "end" : "middle" }, short(tick))),
       ...marks.filter(({ step }) => step >= first && step <= last).map(({ step, kind }) =>
         s("path", { class: `mark ${kind}`, d: `M${this.x(step)} ${TOP + 1}l-4 -7h8z` }, s("title", {}, `${kind} at step ${step}`))),
       ...series.flatMap(({ kind, points, dots }) => [
@@ -112,18 +112,23 @@ function scale(values) {
   const [least, usual, most] = [ordered[0], ordered[Math.floor(0.98 * (ordered.length - 1))], ordered.at(-1)];
   const high = Math.min(most, usual + (usual - least));
   const low = least > 0 && least < 0.4 * high ? 0 : least;
-  const span = high - low || Math.abs(high) || 1;
-  const bare = span / 4;
-  const power = 10 ** Math.floor(Math.log10(bare));
-  const pace = power * [1, 2, 2.5, 5, 10].find((each) => each * power >= bare * 0.999);
+  const pace = round((high - low || Math.abs(high) || 1) / 4);
   const from = Math.floor(low / pace + 1e-9) * pace;
   const to = Math.max(Math.ceil(high / pace - 1e-9) * pace, from + pace);
   const ticks = Array.from({ length: Math.round((to - from) / pace) + 1 }, (_, i) => Number((from + i * pace).toPrecision(12)));
   return [from, to, ticks];
 }
 
-/** Whole steps for the foot, both ends among them. */
+/** Whole steps for the foot, at a round distance from each other. */
 function stepTicks(first, last, most) {
   if (first === last) return [first];
-  return [...new Set(Array.from({ length: most }, (_, i) => Math.round(first + ((last - first) * i) / (most - 1))))];
+  const pace = Math.max(1, Math.ceil(round((last - first) / most)));
+  const from = Math.ceil(first / pace);
+  return Array.from({ length: Math.floor(last / pace) - from + 1 }, (_, i) => (from + i) * pace);
+}
+
+/** The next round number: 1, 2, 2.5 or 5 times a power of ten. */
+function round(distance) {
+  const power = 10 ** Math.floor(Math.log10(distance));
+  return power * [1, 2, 2.5, 5, 10].find((each) => each * power >= distance * 0.999);
 }

@@ -326,10 +326,12 @@ async function start() {
 }
 
 function wire() {
-  byId("form").addEventListener("submit", (event) => {
+  byId("form").addEventListener("submit", async (event) => {
     event.preventDefault();
-    const text = model?.mode === "text" ? byId("ask").value : byId("ask").value.trim();
-    if (!atWork && (text || (model?.mode === "text" && current?.turns.length))) ask(text);
+    await ready; // whoever types faster than the model is described
+    if (!model) return;
+    const text = model.mode === "text" ? byId("ask").value : byId("ask").value.trim();
+    if (!atWork && (text || (model.mode === "text" && current?.turns.length))) ask(text);
   });
   byId("ask").addEventListener("input", grow);
   byId("ask").addEventListener("keydown", (event) => {
@@ -370,4 +372,4 @@ function wire() {
   });
 }
 
-start();
+const ready = start();

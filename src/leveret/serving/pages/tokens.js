@@ -26,6 +26,7 @@ function choice({ token, bytes, logprob }) {
 
 export const percent = (logprob) => {
   const share = 100 * Math.exp(logprob);
+  if (share < 0.001) return "<0.001%";
   return `${number(share, share >= 99.95 ? 0 : share >= 10 ? 1 : share >= 0.1 ? 2 : 3)}%`;
 };
 
@@ -33,7 +34,7 @@ const level = (logprob) => STEPS.findIndex((bound) => Math.exp(logprob) >= bound
 
 /** The tokens as a row that the tab key reaches once, and the arrow keys walk through. */
 export function tokenRow(tokens) {
-  const row = h("p", { class: "tokens", dir: "auto", role: "group", "aria-label": "Tokens of the answer; arrow keys walk through them" });
+  const row = h("span", { class: "tokens", dir: "auto", role: "group", "aria-label": "Tokens of the answer; arrow keys walk through them" });
   tokens.forEach((token, index) => {
     row.append(h("span", {
       class: `token p${level(token.logprob)}`,

@@ -20,11 +20,12 @@ export function turnElement(turn, does, is) {
 /** The text of a turn; its element has the class `text` where it grows while it streams. */
 function body(turn, { mode, probabilities, busy, last }) {
   const streaming = busy && last;
-  if (turn.role === "assistant" && probabilities && turn.tokens?.length) return tokenRow(turn.tokens);
+  const tokens = turn.role === "assistant" && probabilities && turn.tokens?.length ? tokenRow(turn.tokens) : null;
   if (streaming && !turn.content) return h("p", { class: "text waiting", "aria-label": "Waiting for the first token" }, h("i"), h("i"), h("i"));
   if (mode === "shell" && turn.role === "assistant") {
-    return turn.content.trim() ? commandBox(turn, streaming) : turn.error ? "" : h("p", { class: "note" }, "The model gave no command.");
+    return turn.content.trim() ? commandBox(turn, streaming, tokens) : turn.error ? "" : h("p", { class: "note" }, "The model gave no command.");
   }
+  if (tokens) return tokens;
   if (!turn.content && turn.role === "assistant" && !turn.error) return h("p", { class: "note" }, "The answer is empty.");
   return h("div", { class: "text" }, mode === "text" ? turn.content : paragraphs(turn.content));
 }
@@ -38,9 +39,10 @@ function paragraphs(text) {
   });
 }
 
-function commandBox(turn, streaming) {
+function commandBox(turn, streaming, tokens) {
   const command = turn.content.trim();
-  const box = h("div", { class: "command" }, h("pre", { dir: "ltr", tabindex: 0, "aria-label": "Command" }, h("code", {}, command)));
+  const line = h("pre", { dir: "ltr", tabindex: tokens ? null : 0, "aria-label": "Command" }, tokens ?? h("code", {}, command));
+  const box = h("div", { class: "command" }, line);
   if (!streaming) {
     box.append(copyButton(command, "Copy"));
     box.append(h("p", { class: "danger", role: "alert", hidden: true }));
@@ -96,7 +98,7 @@ function foot(turn, does, { mode, last, busy, probabilities }) {
   const button = (label, action, says) => row.append(h("button", { type: "button", class: "quiet", onclick: action, disabled: busy, "aria-label": says }, label));
   if (turn.role === "assistant") {
     const facts = figures(turn);
-    if (probabilities && turn.content && !turn.tokens?.length) facts.push("no probabilities kept: retry shows them");
+    if (probabilities && turn.content && !turn.tokens?.length) facts.push(`no probabilities kept${last ? ": retry shows them" : ""}`);
     row.append(h("span", {}, facts.join(" · ")));
     if (turn.content && mode !== "shell") row.append(copyButton(turn.content, "Copy"));
     if (last && mode === "text" && !turn.error) button("Go on", does.goOn, "Go on with the text");
