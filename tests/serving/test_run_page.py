@@ -205,7 +205,13 @@ def test_the_page_follows_a_training_from_before_its_first_step_to_its_end(
 ) -> None:
     recipe = write_project(tmp_path / "own")
     run = tmp_path / "run"
-    settings = ["pretrain.steps=120", "pretrain.log_every=1", "finetune=null", "evaluate.sets={}"]
+    settings = [
+        "pretrain.steps=120",
+        "pretrain.log_every=1",
+        "pretrain.eval_every=60",
+        "finetune=null",
+        "evaluate.sets={}",
+    ]
     with running(None, RunDir(run)) as up:
         visit = Visit(browser, up.url, "/run")
         page = visit.page
