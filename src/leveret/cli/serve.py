@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leveret.cli.options import Device, RunName
+from leveret.cli.options import Backend, Device, Dtype, Quantize, Speaker
 from leveret.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def serve(
-    run: RunName,
+    run: Speaker,
     limits: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Limits, such as slots=16 (ServeConfig).")
     ] = None,
@@ -33,6 +33,9 @@ def serve(
         bool, typer.Option("--tracebacks", help="Log internal errors whole; they may tell prompts.")
     ] = (False),
     device: Device = "auto",
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    backend: Backend = None,
 ) -> None:
     """Serve a model: OpenAI's API under /v1, a chat page at /, the run's page at /run."""
     try:
@@ -47,7 +50,7 @@ def serve(
     own = {"host": host, "port": port, "api_key": key, "allowed_hosts": allow_host or [], "tracebacks": tracebacks}
     config = _config(limits or [], own)
     check(config)
-    run_server(*_open(run, device), config)
+    run_server(*_open(run, (device, dtype, quantize, backend)), config)
 
 
 def _config(limits: list[str], own: dict[str, Any]) -> ServeConfig:
@@ -67,7 +70,9 @@ def _config(limits: list[str], own: dict[str, Any]) -> ServeConfig:
         raise UserError(f"{first['loc'][0]}: {first['msg']}, not {first['input']!r}") from None
 
 
-def _open(reference: str, device: str) -> tuple[LoadedModel | None, RunDir | None]:
+def _open(
+    reference: str, options: tuple[str, str | None, str | None, str | None]
+) -> tuple[LoadedModel | None, RunDir | None]:
     """The model and the run it came from. A run in progress gives its newest checkpoint, or no model yet."""
     import leveret
     from leveret.rundir import find_run
@@ -77,11 +82,11 @@ def _open(reference: str, device: str) -> tuple[LoadedModel | None, RunDir | Non
     try:
         run, stage, _ = find_run(reference)
     except UserError:
-        model = leveret.load(reference, device)
+        model = leveret.load(reference, *options)
         return model, None
     if stage is None and not any(run.finished(name) for name in STAGES):
         begun = [name for name in STAGES if steps_on_disk(run / name / "checkpoints")]
         if not begun:
             return None, run
         reference = str(run / begun[-1])
-    return leveret.load(reference, device), run
+    return leveret.load(reference, *options), run
