@@ -93,7 +93,7 @@ def _given(context: typer.Context) -> dict[str, Any]:
     given = {name: value for name, value in context.params.items() if name in SamplingConfig.model_fields}
     if given["json_schema"] is not None:
         given["json_schema"] = _read_schema(given["json_schema"])
-    return {name: value for name, value in given.items() if value is not None and value != []}
+    return {name: value for name, value in given.items() if value not in (None, [], ())}
 
 
 def _read_schema(path: Path) -> Any:
