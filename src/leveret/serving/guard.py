@@ -33,7 +33,9 @@ def guarded_protocol(config: ServeConfig) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             if len(self.connections) >= most and idle:
-                next(iter(idle)).transport.abort()
+                longest = next(iter(idle))
+                del idle[longest]
+                longest.transport.abort()
             super().connection_made(transport)
             transport.set_write_buffer_limits(HIGH, LOW)
             if (sock := transport.get_extra_info("socket")) is not None:
