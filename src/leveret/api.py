@@ -13,14 +13,14 @@ from leveret.errors import UserError
 from leveret.export.gguf_reading import read_gguf
 from leveret.export.huggingface import IMPORTED, open_model
 from leveret.export.shapes import STAGE
-from leveret.export.source import find_source
+from leveret.export.source import Source, find_source
 from leveret.export.write import DTYPES
 from leveret.hardware.device import pick_device
 from leveret.inference.config import SamplingConfig
 from leveret.inference.dialogue import Fitted, fit
 from leveret.inference.engine import Answers, Completion, Engine
 from leveret.inference.llamacpp import LlamaEngine
-from leveret.inference.quantize import Quantisation, quantise
+from leveret.inference.quantize import Quantisation, quantise, quantised_folder, read_quantised
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import hollow_decoder
 from leveret.recipe import Recipe
@@ -162,12 +162,20 @@ class _Place:
         model.to(pick_device(self.device), DTYPES[self.dtype] if self.dtype else None)
         return Engine(quantise(model, cast(Quantisation, self.quantize)) if self.quantize else model, tokenizer)
 
+    def quantised(self, source: Source) -> Engine | None:
+        """With what `leveret quantize` wrote of these weights, if it is what is asked for."""
+        if self.quantize is None or self.dtype not in (None, "float32"):
+            return None
+        folder = quantised_folder(source.run / source.stage, self.quantize, source.checkpoint.step)
+        model = read_quantised(folder, source.config, source.checkpoint.weights_sha256)
+        return Engine(model.to(pick_device(self.device)), source.tokenizer) if model else None
+
 
 def _of_run(reference: str, place: _Place) -> LoadedModel:
     source = find_source(reference)
     run, found, config = source.run, source.checkpoint, source.config
     try:
-        engine = place.engine(config, found.weights(config), source.tokenizer)
+        engine = place.quantised(source) or place.engine(config, found.weights(config), source.tokenizer)
     except (RuntimeError, KeyError):
         raise UserError(f"{found.folder} does not fit {run / 'recipe.yaml'}, which was changed after it") from None
     # What a model of others was trained for is not known; its template says that it chats.

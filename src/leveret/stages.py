@@ -26,6 +26,7 @@ from leveret.hardware.allocator import keep_freed_memory
 from leveret.hardware.device import environment, pick_device, pick_dtype
 from leveret.inference.config import SamplingConfig
 from leveret.inference.engine import Engine
+from leveret.inference.quantize import Quantisation, quantise, quantised_folder, rounded, write_quantised
 from leveret.model.decoder import Decoder
 from leveret.model.lora import add_lora
 from leveret.posttraining.config import PreferConfig, ReinforceConfig
@@ -355,3 +356,29 @@ def evaluate_reference(
     if output is not None:
         write_rows(output, [{"set": name} | row for name, answered in rows.items() for row in answered])
     return results
+
+
+def quantise_reference(
+    reference: str, bits: Quantisation, limit: int | None, device: str
+) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """`leveret quantize`: writes the packed weights beside the stage's checkpoints, and measures what was lost.
+
+    Returns:
+        The folder, and for "before" and "after": bytes, the loss's figures, exact match on each held-out set.
+    """
+    loaded = load_model(reference, device)
+    if loaded.run is None:
+        raise UserError(f"{reference} is no run, whose data would show what is lost: give --quantize when it is used")
+    run = Run(loaded.recipe, Path.cwd(), loaded.run.path, Console(stderr=True), device)
+    config = loaded.recipe.evaluate.model_copy(update={"limit": limit or loaded.recipe.evaluate.limit})
+    assert isinstance(loaded.engine, Engine), "a run's model is computed here"
+    size = sum(weight.nbytes for weight in loaded.engine.model.parameters())
+    before = {"bytes": size, "loss": _losses(run, loaded), "sets": _match_sets(run, loaded, config)[0]["sets"]}
+    model = quantise(loaded.engine.model, bits)
+    loaded.engine = Engine(rounded(model), loaded.tokenizer)
+    losses = _losses(run, loaded)
+    loaded.engine = Engine(model, loaded.tokenizer)
+    after = {"loss": losses, "sets": _match_sets(run, loaded, config)[0]["sets"]}
+    folder = quantised_folder(loaded.run / loaded.stage, bits, loaded.step)
+    facts = {"bits": bits, "source_sha256": loaded.weights_sha256, "before": before, "after": after}
+    return folder, {"before": before, "after": {"bytes": write_quantised(folder, model, facts), **after}}

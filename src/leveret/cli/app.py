@@ -25,6 +25,7 @@ from leveret.cli.options import (
     Smoke,
     open_run,
 )
+from leveret.cli.quantize import quantize
 from leveret.cli.runs import runs_app
 from leveret.cli.serve import serve
 
@@ -48,6 +49,7 @@ app.add_typer(export_app, name="export")
 train.add_verbs(app)
 speak.add_verbs(app)
 app.command()(serve)
+app.command()(quantize)
 
 
 @app.command()

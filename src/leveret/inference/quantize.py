@@ -9,16 +9,24 @@ Only weights are rounded; what they are multiplied with stays as it is.
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from leveret.errors import UserError
 from leveret.inference.kernels import GROUP, library, matrix, product
-from leveret.model.decoder import Decoder
+from leveret.model.config import ModelConfig
+from leveret.model.decoder import Decoder, hollow_decoder
 
+FORMAT_VERSION = 1
+WEIGHTS, FACTS = "weights.safetensors", "quantised.json"
+EMBEDDING = ("embed_tokens.weight", "embed_tokens.scale")
 Quantisation = Literal["int8", "int4"]
 FEW = 32
 """Most inputs that are multiplied with packed weights on a CPU; for more of them they are unpacked once."""
@@ -110,17 +118,67 @@ def quantise(model: Decoder, bits: Quantisation) -> Decoder:
         if type(module) not in (nn.Linear, nn.Embedding) or name == "embed_positions" or "value_gate" in name:
             continue
         weight = module.weight.detach()
-        if id(module.weight) not in done:
+        if weight.data_ptr() not in done:
             if not weight.isfinite().all():
                 raise UserError(f"{name} has weights that are not finite, which cannot be quantised")
-            table = bits == "int8" or len(weight) == model.config.vocabulary
-            done[id(module.weight)] = pack_int8(weight) if table else pack_int4(weight)
-        packed = (*done[id(module.weight)], weight.shape[1], weight.dtype)
-        parent = model.get_submodule(name.rpartition(".")[0])
-        bias = getattr(module, "bias", None)
-        setattr(
-            parent,
-            name.rpartition(".")[2],
-            QuantisedEmbedding(*packed) if isinstance(module, nn.Embedding) else QuantisedLinear(*packed, bias),
-        )
+            wide = bits == "int8" or len(weight) == model.config.vocabulary
+            done[weight.data_ptr()] = pack_int8(weight) if wide else pack_int4(weight)
+        _replace(model, name, *done[weight.data_ptr()], weight.dtype)
+    return model
+
+
+def _replace(model: Decoder, name: str, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+    parent, _, last = name.rpartition(".")
+    old: Any = model.get_submodule(name)
+    if isinstance(old, nn.Embedding):
+        new: Quantised = QuantisedEmbedding(weight, scale, old.embedding_dim, dtype)
+    else:
+        new = QuantisedLinear(weight, scale, old.in_features, dtype, old.bias)
+    setattr(model.get_submodule(parent), last, new)
+
+
+def rounded(model: Decoder) -> Decoder:
+    """A plain decoder with the weights that a quantised one stands for, for what reads weights themselves."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(".scale")}
+    for name, module in model.named_modules():
+        if isinstance(module, Quantised):
+            state[f"{name}.weight"] = unpack(module.weight, module.scale, module.columns).to(module.dtype)
+    plain = hollow_decoder(model.config)
+    plain.load_state_dict(state, assign=True)
+    return plain.eval()
+
+
+def quantised_folder(stage: Path, bits: str, step: int) -> Path:
+    """Where the quantised form of a stage's checkpoint lies."""
+    return stage / "quantised" / f"{bits}-step-{step}"
+
+
+def write_quantised(folder: Path, model: Decoder, facts: dict[str, Any]) -> int:
+    """Writes a quantised decoder and what is to be known of it into a new folder. Returns the bytes of its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first: dict[int, str] = {}  # a tied head is left out
+    state = {k: v.contiguous() for k, v in model.state_dict().items() if first.setdefault(v.data_ptr(), k) == k}
+    save_file(state, folder / WEIGHTS)
+    digest = sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    known = {"format_version": FORMAT_VERSION, **facts, "sha256": digest}
+    (folder / FACTS).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    return (folder / WEIGHTS).stat().st_size
+
+
+def read_quantised(folder: Path, config: ModelConfig, source: str) -> Decoder | None:
+    """The quantised decoder of a folder, if it is there, whole, and was made of weights of this hash."""
+    try:
+        facts = json.loads((folder / FACTS).read_text("utf-8"))
+        raw = (folder / WEIGHTS).read_bytes()
+    except (OSError, ValueError):
+        return None
+    made = (facts.get("format_version"), facts.get("source_sha256"), facts.get("sha256"))
+    if made != (FORMAT_VERSION, source, sha256(raw).hexdigest()):
+        return None
+    model, state = hollow_decoder(config), load(raw)
+    if config.tie_word_embeddings:
+        state |= {name.replace("embed_tokens", "lm_head"): state[name] for name in EMBEDDING if name in state}
+    for name in [name.removesuffix(".scale") for name in state if name.endswith(".scale")]:
+        _replace(model, name, state[f"{name}.weight"], state[f"{name}.scale"], torch.float32)
+    model.load_state_dict(state, assign=True)
     return model
