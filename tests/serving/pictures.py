@@ -52,10 +52,7 @@ def _chat(browser: Browser, url: str, path: Path, likely: bool = False, **contex
 
 def _run(browser: Browser, url: str, path: Path, **context: object) -> None:
     visit = Visit(browser, url, "/run", **context)
-    picture = visit.page.locator("[data-stage=finetune] figure svg").first
-    picture.scroll_into_view_if_needed()
-    visit.page.locator("[data-stage=finetune] h2").evaluate("(head) => { head.scrollIntoView(); scrollBy(0, -8); }")
-    picture.hover()
+    visit.page.locator("figure svg").first.hover()
     visit.page.screenshot(path=path)
     visit.context.close()
 

@@ -215,6 +215,7 @@ def test_the_page_follows_a_training_from_before_its_first_step_to_its_end(
     with running(None, RunDir(run)) as up:
         visit = Visit(browser, up.url, "/run")
         page = visit.page
+        expect(page.locator(".chip")).to_have_text("not begun")
         expect(page.locator("#state")).to_contain_text("Nothing has been trained yet")
         command = [sys.executable, "-m", "leveret", "pretrain", str(recipe), *settings, "--run-dir", str(run)]
         training = subprocess.Popen(command, cwd=tmp_path, env=environment)

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from leveret.model.counts import count_parameters
-from leveret.serving.runview import RunView
+from leveret.serving.runview import RunView, without_places
 from leveret.tasks.shell.danger import dangers
 from leveret.tokenizer.template import template_text
 
@@ -109,7 +109,7 @@ def model_facts(model: LoadedModel) -> dict[str, Any]:
     is_shell = model.chats and model.tokenizer.chat_template == template_text("command")
     return {
         "name": model.recipe.name,
-        "description": model.recipe.description,
+        "description": without_places(model.recipe.description),
         "mode": "shell" if is_shell else "chat" if model.chats else "text",
         "parameters": count_parameters(config).total,
         "layers": config.num_hidden_layers,

@@ -29,15 +29,15 @@ async function look() {
 }
 
 function show(run) {
-  document.title = `${run.name}: ${run.state} · Leveret`;
+  document.title = `${run.name} · Leveret`;
   byId("name").textContent = run.name;
   showState(run);
   for (const stage of run.stages) {
     if (!stages.has(stage.name)) {
       stages.set(stage.name, new Stage(stage.name));
-      byId("stages").append(stages.get(stage.name).element);
+      byId("stages").prepend(stages.get(stage.name).element);
     }
-    stages.get(stage.name).update(stage, run);
+    stages.get(stage.name).update(stage);
   }
   showEvaluation(run.stages);
   showData(run);
@@ -45,20 +45,21 @@ function show(run) {
 }
 
 function showState(run) {
+  const state = run.steps.length ? run.state : "not begun";
   const facts = [run.seconds !== null && `${duration(run.seconds)} of training`, run.cost !== null && `$${number(run.cost, 2)}`].filter(Boolean);
   const before = byId("state").querySelector(".chip")?.textContent;
   byId("state").replaceChildren(
-    h("div", { class: "head" }, h("h2", {}, run.name), h("span", { class: `chip ${run.state}` }, run.state),
+    h("div", { class: "head" }, h("h2", {}, run.name), h("span", { class: `chip ${run.state}` }, state),
       h("span", { class: "soft" }, facts.join(" · "))),
     run.description ? h("p", { class: "soft" }, run.description) : "",
     run.why ? h("p", { class: "why" }, run.why) : "",
-    run.state === "interrupted" ? h("p", { class: "soft" }, "The command that began it goes on with it.") : "",
+    state === "interrupted" ? h("p", { class: "soft" }, "The command that began it goes on with it.") : "",
     h("ol", { class: "way", "aria-label": "Stages" }, run.steps.map((step) => h("li",
       { class: step.finished ? "done" : step.failed ? "failed" : "open" }, step.name,
       h("span", { class: "soft" }, step.seconds === null ? (step.failed ? "failed" : "not finished") : duration(step.seconds))))),
     run.stages.length ? "" : h("p", {}, "Nothing has been trained yet. Curves appear here as soon as there are any."),
   );
-  if (before && before !== run.state) byId("status").textContent = `The run is ${run.state}.`;
+  if (before && before !== state) byId("status").textContent = `The run is ${state}.`;
 }
 
 /** The section of a stage of training. */
@@ -75,10 +76,10 @@ class Stage {
       this.loss.element, this.grid, this.samples.element);
   }
 
-  update(stage, run) {
+  update(stage) {
     const of = stage.steps ? ` of ${number(stage.steps)}` : "";
     this.head.replaceChildren(stage.name, h("small", {}, stage.step === null ? "" : `step ${number(stage.step)}${of}`));
-    this.progress.hidden = !stage.steps || !(run.state === "running" || stage.step < stage.steps);
+    this.progress.hidden = !stage.steps || stage.step >= stage.steps;
     this.progress.max = stage.steps ?? 1;
     this.progress.value = stage.step ?? 0;
     this.cards.replaceChildren(...cards(stage));
@@ -182,9 +183,10 @@ function dataOfStage({ name, sources, splits, dropped, sha256 }) {
 }
 
 function showAbout({ recipe, environment }) {
+  if (!recipe) return;
   const open = byId("about").querySelector("details")?.open ?? false;
   byId("about").replaceChildren(h("h2", {}, "Recipe and machine"),
-    recipe ? h("details", { open }, h("summary", {}, "The recipe, with every default"), h("pre", { tabindex: 0 }, h("code", {}, recipe))) : "",
+    h("details", { open }, h("summary", {}, "The recipe, with every default"), h("pre", { tabindex: 0 }, h("code", {}, recipe))),
     h("dl", {}, Object.entries(environment).flatMap(([key, value]) => [h("dt", {}, key.replaceAll("_", " ")), h("dd", {}, String(value))])));
 }
 

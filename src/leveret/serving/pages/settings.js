@@ -68,7 +68,7 @@ export function describe(model) {
   const facts = [
     ["parameters", number(model.parameters)],
     ["layers × width", `${model.layers} × ${model.width}`],
-    ["stage, step", `${model.stage}, ${number(model.step)}`],
+    ["stage, step", model.step ? `${model.stage}, ${number(model.step)}` : model.stage],
     ["context", `${number(model.context)} tokens`],
     ["tokenizer", `${model.tokenizer.kind}, ${number(model.tokenizer.entries)} entries`],
     ["its SHA-256", hash(model.tokenizer.sha256)],
