@@ -53,7 +53,7 @@ def test_greedy_answers_do_not_depend_on_who_comes_and_goes(
     scheduler = Engine(model, tokenizer).scheduler(3)
     shared = prompts(CONTEXT)[0]
     requests = []
-    for prompt in prompts(*[chance.randint(1, context + 4) for _ in range(12)]):
+    for prompt in prompts(*[chance.randint(1, context // 2) for _ in range(16)]):
         start = shared[: chance.randint(2, len(shared))] if chance.random() < 0.7 else []
         requests.append(request(start + prompt, chance.randint(1, context), slide=True))
     coming, dropped, deltas = list(requests), set(), []
@@ -154,6 +154,19 @@ def test_a_long_prompt_does_not_keep_others_waiting(tokenizer: Tokenizer, monkey
     seen = [[delta.request for delta in scheduler.step()] for _ in range(5)]
     assert seen == [[short]] * 4 + [[long, short]]  # five pieces of eight
     assert tokens_of(long, finish(scheduler)) == plainly(model, long.prompt, 10)[1:]
+
+
+def test_who_came_first_reads_first(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even when a slot becomes free before those of two that read."""
+    for name in ("PIECE", "PIECE_ALONE"):
+        monkeypatch.setattr(f"leveret.inference.scheduler.{name}", 8)
+    scheduler = Engine(decoder(), tokenizer).scheduler(4)
+    coming = [request(prompt, n) for prompt, n in zip(prompts(3, 4, 39, 40), (3, 5, 9, 9), strict=True)]
+    for each in coming:
+        scheduler.submit(each)
+    steps = [[delta.request for delta in scheduler.step()] for _ in range(11)]
+    first_tokens = [next(n for n, served in enumerate(steps) if each in served) for each in coming]
+    assert first_tokens == [0, 0, 5, 10]  # then five pieces each
 
 
 def test_memory_is_what_it_says_and_stays_so(tokenizer: Tokenizer) -> None:

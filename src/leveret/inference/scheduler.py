@@ -67,9 +67,13 @@ class Text:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """A request that is being answered. tokens: how many it has been given. waits: it has not taken yet what others
-    have read of its prompt, or will have."""
+    """A request that is being answered.
 
+    number: in the order of their coming. tokens: how many it has been given. waits: it has not taken yet what others
+    have read of its prompt, or will have.
+    """
+
+    number: int
     request: Request
     chooser: Chooser
     text: Text
@@ -126,7 +130,7 @@ class Scheduler:
         self._slots = [Slot() for _ in range(slots)]
         self._queue: deque[tuple[Request, Constraint | None]] = deque()
         self._ended: list[Delta] = []  # of requests that were cancelled between steps
-        self._steps = 0
+        self._steps = self._requests = 0
         self._moved = False  # whether slots may be out of order
 
     @property
@@ -216,7 +220,8 @@ class Scheduler:
         chooser = Chooser(sampling, request.prompt, self.engine.tokenizer.vocab_size, constraint)
         guesses = sampling.draft_tokens > 0 and chooser.plain and sampling.logprobs is None
         lookup = Lookup(request.prompt) if guesses else None
-        return Row(request, chooser, Text(self.engine.tokenizer, sampling.stop), lookup)
+        self._requests += 1
+        return Row(self._requests, request, chooser, Text(self.engine.tokenizer, sampling.stop), lookup)
 
     def _share(self) -> None:
         """Waiting rows take what others have read of their prompt; they wait on while another reads more of it."""
@@ -250,8 +255,16 @@ class Scheduler:
                     high -= 1
                 if low >= high:
                     break
-                self.cache.swap(low, high, (slots[low].read, slots[high].read))
-                slots[low], slots[high] = slots[high], slots[low]
+                self._swap(low, high)
+        reading = [place for place, slot in enumerate(slots) if slot.kind == 1]
+        if reading:  # who came first reads first
+            self._swap(reading[0], min(reading, key=lambda place: slots[place].busy.number))
+
+    def _swap(self, one: int, other: int) -> None:
+        if one != other:
+            slots = self._slots
+            self.cache.swap(one, other, (slots[one].read, slots[other].read))
+            slots[one], slots[other] = slots[other], slots[one]
 
     def _read(self, first: int, count: int) -> list[Delta]:
         """Reads a piece of the prompts of rows first, first + 1, ...; those that are through get their first token."""
