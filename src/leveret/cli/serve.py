@@ -38,19 +38,20 @@ def serve(
     backend: Backend = None,
 ) -> None:
     """Serve a model: OpenAI's API under /v1, a chat page at /, the run's page at /run."""
-    try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError:
-        raise UserError("serving needs FastAPI and uvicorn: pip install 'leveret[serve]'") from None
-    from leveret.serving.config import check, read_key
-    from leveret.serving.server import serve as run_server
+    from importlib.util import find_spec
 
+    from leveret.serving.config import check, read_key
+
+    if not all(map(find_spec, ("fastapi", "uvicorn", "prometheus_client"))):
+        raise UserError("serving needs FastAPI, uvicorn and prometheus_client: pip install 'leveret[serve]'")
     key = read_key(api_key_file) if api_key_file is not None else None
     own = {"host": host, "port": port, "api_key": key, "allowed_hosts": allow_host or [], "tracebacks": tracebacks}
     config = _config(limits or [], own)
     check(config)
-    run_server(*_open(run, (device, dtype, quantize, backend)), config)
+    model, source = _open(run, (device, dtype, quantize, backend))
+    from leveret.serving.server import serve as run_server
+
+    run_server(model, source, config)
 
 
 def _config(limits: list[str], own: dict[str, Any]) -> ServeConfig:
@@ -82,8 +83,7 @@ def _open(
     try:
         run, stage, _ = find_run(reference)
     except UserError:
-        model = leveret.load(reference, *options)
-        return model, None
+        return leveret.load(reference, *options), None
     if stage is None and not any(run.finished(name) for name in STAGES):
         begun = [name for name in STAGES if steps_on_disk(run / name / "checkpoints")]
         if not begun:
