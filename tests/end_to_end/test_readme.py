@@ -8,7 +8,7 @@ from readme import ABOUT_A_RUN, commands
 from leveret.cli.app import app
 from leveret.recipe import load_recipe, shipped_recipes
 
-PAGES = ["README.md", "docs/tutorial.md", "CONTRIBUTING.md"]
+PAGES = ["README.md", "docs/tutorial.md", "docs/how-to/chat.md", "docs/how-to/serve.md", "CONTRIBUTING.md"]
 SHOWN = [(page, words) for page in PAGES for words in commands(page)]
 
 

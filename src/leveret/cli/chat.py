@@ -74,6 +74,8 @@ class Chat:
         """Reads and answers until there is nothing more to read."""
         if sys.stdin.isatty():
             note("/help lists what else can be typed; ctrl-C stops an answer, ctrl-D leaves")
+            if self.model.recipe.tokenizer.template == "command":
+                note("this model learnt single instructions: /reset between them")
         for line in lines("> ", "chat"):
             try:
                 self.take(line)
