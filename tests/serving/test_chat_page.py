@@ -161,6 +161,27 @@ def test_conversations_are_kept_exported_deleted_and_imported(visit: Visit, tmp_
     expect(page.locator("#notice")).to_contain_text("1 conversation imported")
     names.nth(1).click()
     assert visit.texts("assistant") == ["kept 🐇 שלום"]
+    expect(page.locator("#origin")).to_be_hidden()
+
+
+def test_what_is_kept_and_cannot_be_read_stays(visit: Visit) -> None:
+    strange = '[{"id": "of another version"}]'
+    visit.page.evaluate("(text) => localStorage.setItem('leveret.conversations', text)", strange)
+    visit.page.reload()
+    says(visit.page, "fine")
+    visit.ask("new")
+    kept = visit.page.evaluate("() => localStorage.getItem('leveret.conversations')")
+    assert [each.get("title") for each in json.loads(kept)] == ["new", None]
+    assert json.loads(kept)[1] == json.loads(strange)[0]
+
+
+def test_a_conversation_with_another_model_says_so(visit: Visit) -> None:
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+    one = {"id": "a", "title": "hello", "created": "2026", "updated": "2026", "model": "another-one", "turns": turns}
+    file = {"format": "leveret-conversations", "format_version": 1, "conversations": [one]}
+    visit.page.locator("#file").set_input_files({"name": "x", "mimeType": "", "buffer": json.dumps(file).encode()})
+    visit.page.locator("#conversations .open").click()
+    expect(visit.page.locator("#origin")).to_contain_text("another-one")
 
 
 @pytest.mark.parametrize(
@@ -173,6 +194,11 @@ def test_conversations_are_kept_exported_deleted_and_imported(visit: Visit, tmp_
         (
             '{"format": "leveret-conversations", "format_version": 1, "conversations": [{"id": "a", "title": "b", '
             '"created": "c", "updated": "d", "turns": [{"role": "user", "content": 7}]}]}',
+            "conversation 1 is damaged",
+        ),
+        (
+            '{"format": "leveret-conversations", "format_version": 1, "conversations": [{"id": "a", "title": "b", '
+            '"created": "c", "updated": "d", "turns": [{"role": "assistant", "content": "", "stats": {}}]}]}',
             "conversation 1 is damaged",
         ),
     ],

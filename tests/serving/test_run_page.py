@@ -221,18 +221,18 @@ def test_the_page_follows_a_training_from_before_its_first_step_to_its_end(
         training = subprocess.Popen(command, cwd=tmp_path, env=environment)
         try:
             rows = run / "pretrain" / "metrics.jsonl"
-            up.wait(lambda: training.poll() is None and rows.is_file() and rows.read_bytes().count(b"\n") > 20, 60)
+            up.wait(lambda: training.poll() is None and rows.is_file() and rows.read_bytes().count(b"\n") > 20, 120)
             training.send_signal(signal.SIGSTOP)  # however fast the machine, the page sees it half-way
             head = page.locator("[data-stage=pretrain] h2")
-            expect(head).to_contain_text(containing(" of 120"), timeout=15_000)
+            expect(head).to_contain_text(containing(" of 120"), timeout=30_000)
             expect(page.locator(".chip")).to_have_text("running")
             label = page.locator("[data-stage=pretrain] figure svg").first.get_attribute("aria-label")
             assert label is not None
             assert "step 120," not in label
             training.send_signal(signal.SIGCONT)
-            expect(page.locator(".chip")).to_have_text("finished", timeout=60_000)
+            expect(page.locator(".chip")).to_have_text("finished", timeout=120_000)
             expect(head).to_contain_text("step 120 of 120")
-            assert training.wait(60) == 0
+            assert training.wait(120) == 0
         finally:
             training.kill()
             training.wait()

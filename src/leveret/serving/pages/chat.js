@@ -104,7 +104,7 @@ function take(chunk, turn, clock) {
 function measure(turn, { first, last, pieces, usage }, began) {
   if (first === null) return;
   const tokens = usage?.completion_tokens ?? turn.tokens?.length ?? pieces;
-  const rate = last - first > 20 ? (tokens - 1) / (last - first) : tokens / (last - began);
+  const rate = last - first > 20 ? (tokens - 1) / (last - first) : tokens / Math.max(last - began, 1);
   turn.stats = { tokens, first: (first - began) / 1000, rate: 1000 * rate };
   if (usage?.context) turn.stats.context = usage.context;
 }
@@ -146,20 +146,23 @@ function edit(index, element) {
 // --- showing ------------------------------------------------------------------------------------------------------
 
 let drawing = false;
+let pause = 0; // ms: a long answer is drawn less often, so that drawing never takes more than a fifth of the time
 
 /** Whether the conversation on the page is being answered. */
 const isBusy = () => atWork !== null && current === answered;
 
-/** Redraws the turn that grows, once a frame. */
+/** Redraws the turn that grows, once a frame at most. */
 function draw() {
   if (drawing) return;
   drawing = true;
-  requestAnimationFrame(() => {
+  setTimeout(requestAnimationFrame, pause, () => {
     drawing = false;
     const last = byId("turns").lastElementChild;
     if (!isBusy() || !last) return;
+    const began = performance.now();
     last.replaceWith(element(current.turns.at(-1), current.turns.length - 1));
     if (follows) toEnd();
+    pause = 4 * (performance.now() - began);
   });
 }
 
@@ -175,6 +178,8 @@ function render() {
   byId("turns").className = `mode-${model?.mode ?? "chat"}`;
   byId("turns").replaceChildren(...turns.map(element));
   byId("empty").hidden = turns.length > 0;
+  byId("origin").hidden = !current || !model || current.model === model.name;
+  byId("origin").textContent = `This conversation was begun with another model, ${current?.model}.`;
   const stats = turns.findLast((turn) => turn.stats?.context)?.stats;
   byId("context").replaceChildren(...(stats ? gauge(stats.context) : model ? [`Context: ${number(model.context)} tokens`] : []));
   byId("speed").textContent = stats?.rate ? `${number(stats.rate, 1)} tokens/s` : "";

@@ -7,7 +7,8 @@ const VERSION = 1;
 const ROLES = ["user", "assistant"];
 
 /** A conversation: {id, title, created, updated, model, turns: [{role, content, ...}]}, the newest first. */
-export let conversations = read(CONVERSATIONS, []).filter(isConversation);
+export let conversations = [];
+let unreadable = []; // what is kept and cannot be shown, perhaps of a newer version: it stays
 
 function read(key, otherwise) {
   try {
@@ -27,11 +28,13 @@ function keep(key, value) {
   }
 }
 
-export const save = () => keep(CONVERSATIONS, conversations);
+export const save = () => keep(CONVERSATIONS, [...conversations, ...unreadable]);
 
-/** Takes over what another tab has kept. */
+/** Takes over what is kept, by this tab or another. */
 export function reload() {
-  conversations = read(CONVERSATIONS, []).filter(isConversation);
+  const kept = [read(CONVERSATIONS, [])].flat();
+  conversations = kept.filter(isConversation);
+  unreadable = kept.filter((each) => !isConversation(each));
 }
 
 export const loadSettings = () => read(SETTINGS, {});
@@ -105,10 +108,18 @@ function isConversation(each) {
   return strings.every((value) => typeof value === "string") && Array.isArray(each.turns) && each.turns.every(isTurn);
 }
 
+/** Whether a turn has what must be there, and of all else only what can be shown. */
 function isTurn(turn) {
   if (!ROLES.includes(turn?.role) || typeof turn.content !== "string") return false;
-  const { tokens } = turn;
-  return tokens === undefined || (Array.isArray(tokens) && tokens.every((token) => isChoice(token) && token.top?.every?.(isChoice)));
+  const { tokens, stats, error } = turn;
+  return fits(tokens, Array.isArray) && (tokens ?? []).every((token) => isChoice(token) && Array.isArray(token.top) && token.top.every(isChoice))
+    && fits(stats, isStats) && fits(error, ({ kind, message }) => typeof kind === "string" && typeof message === "string");
 }
 
-const isChoice = (token) => typeof token?.text === "string" && typeof token.logprob === "number";
+const fits = (value, check) => value === undefined || (value !== null && check(value));
+const isNumber = (value) => typeof value === "number";
+const isChoice = (token) => typeof token?.text === "string" && isNumber(token.logprob);
+const isStats = ({ tokens, first, rate, context }) =>
+  [tokens, first, rate].every(isNumber) && fits(context, ({ used, limit }) => isNumber(used) && isNumber(limit));
+
+reload();

@@ -1,7 +1,7 @@
 // Turns of a conversation as elements. All text is set as text.
 
 import { h, number } from "./dom.js";
-import { json } from "./client.js";
+import { post } from "./client.js";
 import { tokenRow } from "./tokens.js";
 
 /**
@@ -46,18 +46,19 @@ function commandBox(turn, streaming, tokens) {
   if (!streaming) {
     box.append(copyButton(command, "Copy"));
     box.append(h("p", { class: "danger", role: "alert", hidden: true }));
-    warn(turn, command, box.lastChild);
+    warn(command, box.lastChild);
   }
   return box;
 }
 
+const known = new Map(); // command -> what is destructive about it
+
 /** Says what is destructive about a command, as the server's list knows it. */
-async function warn(turn, command, line) {
+async function warn(command, line) {
   try {
-    turn.dangers ??= (await json("/api/dangers", {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ command }),
-    })).dangers;
-    line.textContent = turn.dangers.length ? `Careful: this ${turn.dangers.join(", ")}.` : "";
+    if (!known.has(command)) known.set(command, (await (await post("/api/dangers", { command })).json()).dangers);
+    const dangers = known.get(command);
+    line.textContent = dangers.length ? `Careful: this ${dangers.join(", ")}.` : "";
   } catch {
     line.textContent = "This command could not be checked for danger: read it with care.";
   }
