@@ -1,6 +1,7 @@
 """`leveret generate` with the options of sampling."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -86,13 +87,28 @@ def test_a_terminal_is_not_commanded_by_an_answer(talker: Path, environment: Map
     assert "\x1b" not in terminal.out
 
 
+def test_a_terminal_shows_the_whole_of_a_command_before_it_runs(
+    talker: Path, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    run = shutil.copytree(talker, tmp_path / "hiding")
+    recipe = (run / "recipe.yaml").read_text()
+    hiding = json.dumps(["touch bad\r\x1b[2Kecho good"])
+    recipe = recipe.replace("choices: []", f"choices: {hiding}").replace("max_new_tokens: 8\n", "max_new_tokens: 40\n")
+    (run / "recipe.yaml").write_text(recipe)
+    with Terminal(environment, ["shell", "greet", "--model", run, "--run"], tmp_path) as terminal:
+        assert terminal.wait_for("run it?").startswith(r"touch bad\r\x1b[2Kecho good")
+        terminal.send("n\n")
+        assert terminal.leave() == 1
+    assert "\x1b[2K" not in terminal.out
+    assert not (tmp_path / "bad").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--top-p", "2"], "top_p: Input should be less than or equal to 1, not 2.0"),
         (["--beams", "2", "--temperature", "1"], "beams are for temperature 0: set it, or beams to 1"),
         (["--json-schema", "nowhere.json"], "nowhere.json cannot be read: No such file or directory"),
-        (["--quantize", "int3"], "--quantize int3 is not one of int8, int4"),
     ],
 )
 def test_a_wrong_option_is_told(

@@ -10,7 +10,7 @@ import typer
 from leveret.cli.chat import chat
 from leveret.cli.generate import generate
 from leveret.cli.options import Backend, Device, Dtype, MaxNew, Quantize, Speaker
-from leveret.cli.terminal import lines
+from leveret.cli.terminal import harmless, lines
 
 if TYPE_CHECKING:
     from leveret.api import LoadedModel
@@ -51,7 +51,7 @@ def _one_command(model: LoadedModel, instruction: str, run: bool, max_new_tokens
     from leveret.tasks.shell.danger import dangers
 
     command = model.generate(instruction, max_new_tokens=max_new_tokens, temperature=0.0).strip()
-    print(command)
+    print(harmless(command) if sys.stdout.isatty() else command)  # what is shown is what would run
     reasons = dangers(command)
     if reasons and (run or sys.stderr.isatty()):
         typer.secho(f"careful: this {', '.join(reasons)}", fg="red", err=True)

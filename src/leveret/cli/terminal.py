@@ -26,12 +26,17 @@ def columns() -> int | None:
     return width if sys.stdout.isatty() and width >= NARROWEST else None
 
 
-def note(text: str) -> None:
-    """Says something beside the answers, on standard error, faintly where the terminal can."""
+def harmless(text: str) -> str:
+    """Text whose control characters, but line ends and tabs, are spelt (\\x1b)."""
     from leveret.display import spelt
 
+    return "".join(character if character in "\n\t" else spelt(character) for character in text)
+
+
+def note(text: str) -> None:
+    """Says something beside the answers, on standard error, faintly where the terminal can."""
     terminal = sys.stderr.isatty()
-    text = "".join(character if character == "\n" else spelt(character) for character in text)
+    text = harmless(text)
     if terminal and (width := columns()):
         text = "\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in text.splitlines())
     if terminal and not is_dumb() and "NO_COLOR" not in os.environ:
@@ -95,15 +100,8 @@ class Speech:
         self.column, self.word, self.word_width, self.spaces = 0, "", 0, 0
 
     def write(self, piece: str) -> None:
-        if not self.spell:
-            out = piece
-        else:
-            from leveret.display import spelt
-
-            out = "".join(character if character in "\n\t" else spelt(character) for character in piece)
-            if self.width is not None:
-                out = "".join(map(self._place, out))
-        print(out, end="", flush=True)
+        text = harmless(piece) if self.spell else piece
+        print(text if self.width is None else "".join(map(self._place, text)), end="", flush=True)
 
     def end(self) -> None:
         """The text is over: what was held goes out, and the line ends."""

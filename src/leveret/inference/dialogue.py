@@ -165,5 +165,5 @@ def _newest(content: Any) -> Any:
     conversations = content.get("conversations") if isinstance(content, dict) else None
     if not isinstance(conversations, list) or not all(isinstance(each, dict) for each in conversations):
         return content
-    newest = max(conversations, key=lambda each: str(each.get("updated")), default={})
+    newest: dict[str, Any] = max(conversations, key=lambda each: str(each.get("updated")), default={})
     return {**content, "model": newest.get("model"), "messages": newest.get("turns")}
