@@ -201,7 +201,8 @@ def test_a_property_may_be_called_pattern(server: Running) -> None:
 
 def test_bodies_have_a_limit_told_or_not(server: Running) -> None:
     large = b'{"prompt": "' + b"a" * 300_000 + b'"}'
-    assert_refused(post(server, large), 413)
+    for _ in range(10):  # whoever is still sending when the answer comes must not miss it
+        assert_refused(post(server, large), 413)
 
     def pieces() -> Iterator[bytes]:
         yield from (large[i : i + 10_000] for i in range(0, len(large), 10_000))
@@ -232,10 +233,13 @@ def test_bodies_have_a_limit_told_or_not(server: Running) -> None:
         b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"y" * 70_000,
     ],
 )
-def test_what_is_no_http_is_refused_and_the_connection_ends(server: Running, request_bytes: bytes) -> None:
+def test_what_is_no_http_is_refused_and_the_connection_ends(
+    server: Running, request_bytes: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     answer = raw(server, request_bytes)
     assert answer.startswith(("HTTP/1.1 4", "HTTP/1.1 501")), answer
     assert json.loads(answer.partition("\r\n\r\n")[2])["error"]["message"]
+    assert caplog.messages == []
 
 
 def test_headers_have_a_limit_and_come_once(server: Running) -> None:

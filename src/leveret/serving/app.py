@@ -81,7 +81,7 @@ def create_app(model: LoadedModel | None, run: RunDir | None, config: ServeConfi
         if service.worker is not None:
             service.worker.stop()
 
-    app = FastAPI(title="leveret", version="1", lifespan=living, docs_url=None, redoc_url=None)
+    app = FastAPI(title="leveret", version="1", lifespan=living, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     app.include_router(openai_router(service))
     app.include_router(operators_router(service))

@@ -27,6 +27,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = "/healthz"
 """The one route that asks for no key."""
+DRAINED = 4
+"""Times the largest body: so much of a refused one is read."""
 LARGEST_HEADERS = 16 << 10
 """Bytes."""
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(?::[0-9]{1,5})?")
@@ -59,12 +61,14 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun = False
+        begun, body = False, Body(receive, self.config.max_body_bytes, _declared(scope))
 
         async def guarded(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
+                if message["status"] >= 400:
+                    await body.drain()
                 self.count(getattr(scope.get("route"), "path", "none"), message["status"])
                 known = {name for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *(pair for pair in PROTECTION if pair[0] not in known)]
@@ -72,7 +76,7 @@ class Gate:
 
         try:
             self.check(scope)
-            await self.app(scope, limited(receive, self.config.max_body_bytes), guarded)
+            await self.app(scope, body.receive, guarded)
         except ApiError as error:
             if not begun:
                 # What was not read of the body must not be taken for the next request.
@@ -105,8 +109,7 @@ class Gate:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": kind},
             )
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > self.config.max_body_bytes:
+        if _declared(scope) > self.config.max_body_bytes:
             raise too_large(self.config.max_body_bytes)
 
     def _check_host(self, headers: dict[bytes, bytes], scope: Scope) -> None:
@@ -135,19 +138,35 @@ class Gate:
         return hmac.compare_digest(_digest(given.strip()), self.key)
 
 
-def limited(receive: Receive, most: int) -> Receive:
-    """Counts the bytes of a body that does not say beforehand how long it is."""
-    seen = 0
+class Body:
+    """Counts the bytes of a body; `declared` is what its header says, 0 where it says nothing."""
 
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > most:
-            raise too_large(most)
+    def __init__(self, receive: Receive, most: int, declared: int) -> None:
+        self._receive, self._most, self.declared = receive, most, declared
+        self.seen, self.complete = 0, False
+
+    async def receive(self) -> Message:
+        message = await self._take()
+        if self.seen > self._most:
+            raise too_large(self._most)
         return message
 
-    return counted
+    async def drain(self) -> None:
+        """Reads what is left, within reason: who is still sending when the connection closes never sees the answer."""
+        while not self.complete and max(self.seen, self.declared) <= DRAINED * self._most:
+            await self._take()
+
+    async def _take(self) -> Message:
+        message = await self._receive()
+        self.seen += len(message.get("body", b""))
+        self.complete = not message.get("more_body", False)
+        return message
+
+
+def _declared(scope: Scope) -> int:
+    """Bytes of the body, as its header says."""
+    length: bytes = dict(scope["headers"]).get(b"content-length", b"0")
+    return int(length) if length.isdigit() else 0
 
 
 def too_large(most: int) -> ApiError:

@@ -87,7 +87,10 @@ def guarded_protocol(config: ServeConfig) -> type[H11Protocol]:
                 self._stalled = None
 
         def send_400_response(self, msg: str) -> None:
-            """In OpenAI's form, like every other refusal."""
+            """In OpenAI's form, like every other refusal. A route that still reads the body is told that it is over."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
                 body = json.dumps(ApiError(400, "This is not HTTP as this server reads it.").body).encode()
                 headers: list[Any] = [
