@@ -13,6 +13,7 @@ import http.client
 import json
 import queue
 import secrets
+import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -82,12 +83,14 @@ class LlamaServer:
             params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
             params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         try:
-            self._server = xllamacpp.Server(params)
+            held = [xllamacpp.Server(params)]
         except RuntimeError:
             raise UserError(
                 f"llama.cpp cannot load {file.path}; write it again, or install a newer xllamacpp"
             ) from None
-        self._address = self._server.listening_address.removeprefix("http://")
+        self._address = held[0].listening_address.removeprefix("http://")
+        # It goes with this object, and before the interpreter does: later, its threads would wait for ever.
+        weakref.finalize(self, held.clear)
 
     def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """llama.cpp's answer to a POST. RuntimeError where it answers with an error."""
