@@ -1,6 +1,8 @@
 """`leveret chat` as it is typed: in terminals of several kinds, and in a pipe."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -106,6 +108,15 @@ def test_what_is_trimmed_is_told(talker: Path, leveret: Command, tmp_path: Path)
         "the oldest 4 messages are left out of what the model reads: the context is full",
         "6 messages in said.json",  # the dialogue itself is whole
     ]
+
+
+def test_input_that_is_no_text_and_output_that_cannot_be_written(
+    talker: Path, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "leveret", "chat", talker, "--set", only("né"), "--max-new-tokens", "9"]
+    ascii_only = {**environment, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, env=ascii_only, input=b"caf\xe9 \xff\n", capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"n\\xe9\n", b"")
 
 
 @pytest.mark.parametrize(

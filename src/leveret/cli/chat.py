@@ -29,7 +29,7 @@ from leveret.cli.options import (
     Temperature,
     read_fields,
 )
-from leveret.cli.terminal import Speech, columns, lines, note
+from leveret.cli.terminal import Speech, columns, forgive_encodings, lines, note
 from leveret.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def chat(
     import leveret
     from leveret.inference.dialogue import Dialogue
 
+    forgive_encodings()
     dialogue = Dialogue.load(load) if load else Dialogue()
     dialogue.system = system or dialogue.system
     given = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}

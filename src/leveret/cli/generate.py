@@ -22,7 +22,7 @@ from leveret.cli.options import (
     Temperature,
     read_fields,
 )
-from leveret.cli.terminal import Speech
+from leveret.cli.terminal import Speech, forgive_encodings
 from leveret.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def generate(
     """Answer one prompt, as it comes."""
     import leveret
 
+    forgive_encodings()
     fixed = read_fields(fields) | _given(context)
     asked = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     model = leveret.load(run, device, dtype, quantize, backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -11,6 +12,13 @@ from pathlib import Path
 
 NARROWEST = 20
 """Columns below which nothing is wrapped by words any more."""
+
+
+def forgive_encodings() -> None:
+    """What input has that is no text becomes a replacement character; what output cannot write is spelt."""
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def is_dumb() -> bool:
