@@ -22,87 +22,93 @@ SEND_BUFFER = 128 << 10
 """Bytes that the system may hold for a client; its own choice goes to megabytes."""
 
 
-def guarded_protocol(config: ServeConfig) -> type[H11Protocol]:
-    """The class of connections under these limits."""
-    most = min(config.max_connections, _files() - SPARE_FILES)
-    idle: dict[H11Protocol, None] = {}  # those without a whole request, the longest waiting first
+class Guarded(H11Protocol):
+    """A connection under the limits of a server, which guarded_protocol gives it."""
 
-    class Guarded(H11Protocol):
-        _late: asyncio.TimerHandle | None = None
-        _stalled: asyncio.TimerHandle | None = None
+    limits: ServeConfig
+    most: int
+    idle: dict[Guarded, None]
+    """The connections without a whole request, the longest waiting first."""
+    _late: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            if len(self.connections) >= most and idle:
-                longest = next(iter(idle))
-                del idle[longest]
-                longest.transport.abort()
-            super().connection_made(transport)
-            transport.set_write_buffer_limits(HIGH, LOW)
-            if (sock := transport.get_extra_info("socket")) is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if len(self.connections) >= self.most and self.idle:
+            longest = next(iter(self.idle))
+            del self.idle[longest]
+            longest.transport.abort()
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(HIGH, LOW)
+        if (sock := transport.get_extra_info("socket")) is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        self._await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.idle.pop(self, None)
+        for timer in (self._late, self._stalled):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._incomplete():
             self._await_request()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            idle.pop(self, None)
-            for timer in (self._late, self._stalled):
-                if timer is not None:
-                    timer.cancel()
-            super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self.transport.is_closing():
-                return
-            if self._incomplete():
-                self._await_request()
-            elif self._late is not None:
-                idle.pop(self, None)
-                self._late.cancel()
-                self._late = None
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            idle[self] = None
-
-        def _incomplete(self) -> bool:
-            return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
-
-        def _await_request(self) -> None:
-            idle.setdefault(self, None)
-            if self._late is None:
-                self._late = self.loop.call_later(config.arrival_seconds, self._give_up)
-
-        def _give_up(self) -> None:
+        elif self._late is not None:
+            self.idle.pop(self, None)
+            self._late.cancel()
             self._late = None
-            self.transport.abort()
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._stalled = self.loop.call_later(config.stall_seconds, self.transport.abort)
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._incomplete():  # else the next request had come already
+            self.idle[self] = None
 
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            if self._stalled is not None:
-                self._stalled.cancel()
-                self._stalled = None
+    def _incomplete(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
-        def send_400_response(self, msg: str) -> None:
-            """In OpenAI's form, like every other refusal. A route that still reads the body is told that it is over."""
-            if self.cycle is not None and not self.cycle.response_complete:
-                self.cycle.disconnected = True
-                self.cycle.message_event.set()
-            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                body = json.dumps(ApiError(400, "This is not HTTP as this server reads it.").body).encode()
-                headers: list[Any] = [
-                    (b"content-type", b"application/json"),
-                    (b"content-length", str(len(body)).encode()),
-                    (b"connection", b"close"),
-                ]
-                for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
-                    self.transport.write(self.conn.send(event) or b"")
-            self.transport.close()
+    def _await_request(self) -> None:
+        self.idle.setdefault(self, None)
+        if self._late is None:
+            self._late = self.loop.call_later(self.limits.arrival_seconds, self._give_up)
 
-    return Guarded
+    def _give_up(self) -> None:
+        self._late = None
+        self.transport.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.limits.stall_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def send_400_response(self, msg: str) -> None:
+        """In OpenAI's form, like every other refusal. A route that still reads the body is told that it is over."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps(ApiError(400, "This is not HTTP as this server reads it.").body).encode()
+            headers: list[Any] = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+            ]
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+def guarded_protocol(config: ServeConfig) -> type[H11Protocol]:
+    """The class of one server's connections."""
+    most = min(config.max_connections, _files() - SPARE_FILES)
+    return type("Guarded", (Guarded,), {"limits": config, "most": most, "idle": {}})
 
 
 def _files() -> int:
