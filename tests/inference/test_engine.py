@@ -64,6 +64,13 @@ def test_a_batch_is_each_alone(tokenizer: Tokenizer, name: str) -> None:
     assert together == [engine.generate([prompt], greedy(20), ignore_end=True)[0] for prompt in asked]
 
 
+def test_more_prompts_than_fit_wait_for_a_place(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, asked = Engine(decoder(), tokenizer), prompts(3, 17, 1, 8, 5, 30)
+    together = [engine.generate(asked, config) for config in (greedy(20), drawn(4))]
+    monkeypatch.setattr("leveret.inference.engine.AT_ONCE", 2)
+    assert [engine.generate(asked, config) for config in (greedy(20), drawn(4))] == together
+
+
 def test_a_batch_whose_rows_end_at_different_times_is_each_alone(tokenizer: Tokenizer) -> None:
     """Here the end token is whatever a row says fifth, so that rows leave the batch one by one."""
     model = decoder()

@@ -23,6 +23,9 @@ from leveret.inference.scheduler import Scheduler
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.tokenizer import Tokenizer
 
+AT_ONCE = 256
+"""Most prompts that are answered at the same time; the others wait, which bounds memory."""
+
 
 @dataclass(slots=True)
 class Completion:
@@ -108,7 +111,7 @@ class Answers(ABC):
         if not requests:
             return
         longest = max(len(request.prompt) + request.sampling.max_new_tokens for request in requests)
-        scheduler = self.scheduler(len(requests), longest, remember=False)
+        scheduler = self.scheduler(min(len(requests), AT_ONCE), longest, remember=False)
         for request in requests:
             scheduler.submit(request)
         left = len(requests)

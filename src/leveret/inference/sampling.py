@@ -2,7 +2,7 @@
 
     logits --> constraint --> penalties, bias --> temperature --> top_k, top_p, min_p --> one draw a row
 
-B rows, V vocabulary.
+B rows, V vocabulary, K tokens that are drawn from, in blocks of W.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from leveret.inference.config import SamplingConfig
 
 COLDEST = 1e-4
 """Lower temperatures are this one: the logits must stay finite."""
-CANDIDATES = 1024
-"""Tokens in which top_p looks for its share before it sorts the whole vocabulary."""
+CANDIDATES = (128, 1024)
+"""Tokens among which top_p looks for its share before it sorts the whole vocabulary."""
+BLOCK = 256
+"""Probabilities that are summed before a draw looks at each."""
 
 
 class Constraint(Protocol):
@@ -157,7 +160,10 @@ def draw(logits_BV: Tensor, rows: Sequence[Chooser]) -> Tensor:
     """A token of each row. What a row draws does not depend on the others: those that keep few tokens draw among these,
     in the order of their probabilities, the others among all, in the order of the vocabulary."""
     configs = [row.config for row in rows]
-    logits_BV = logits_BV.float() / _column([max(config.temperature, COLDEST) for config in configs], logits_BV)
+    size = logits_BV.shape[1]
+    warm_BK = logits_BV.new_full((len(rows), size + -size % BLOCK), -torch.inf, dtype=torch.float32)
+    warmth = _column([max(config.temperature, COLDEST) for config in configs], logits_BV)
+    logits_BV = torch.div(logits_BV, warmth, out=warm_BK[:, :size])
     tokens_B = torch.empty(len(rows), dtype=torch.long, device=logits_BV.device)
     few = [i for i, config in enumerate(configs) if _keeps_few(config)]
     if few:
@@ -167,9 +173,9 @@ def draw(logits_BV: Tensor, rows: Sequence[Chooser]) -> Tensor:
         tokens_B[few] = ids.gather(1, places)[:, 0]
     if len(few) < len(rows):
         rest = [i for i in range(len(rows)) if i not in set(few)]
-        logits = probable(logits_BV if not few else logits_BV[rest], [configs[i] for i in rest])
-        tokens_B[rest] = _pass(logits, [rows[i] for i in rest])[:, 0]
-    return tokens_B
+        logits_BK = probable(warm_BK[rest] if few else warm_BK, [configs[i] for i in rest])
+        tokens_B[rest] = _pass(logits_BK, [rows[i] for i in rest])[:, 0]
+    return tokens_B.clamp_(max=size - 1)  # the last where a model gives no numbers
 
 
 def candidates(logits_BV: Tensor, configs: Sequence[SamplingConfig]) -> tuple[Tensor, Tensor]:
@@ -180,7 +186,7 @@ def candidates(logits_BV: Tensor, configs: Sequence[SamplingConfig]) -> tuple[Te
     share = _column([config.top_p if _nucleus(config) else 2.0 for config in configs], logits_BV)
     everywhere = all(config.top_k for config in configs)
     total = None if everywhere else logits_BV.logsumexp(-1, keepdim=True)
-    for width in (max(config.top_k or 0 for config in configs),) if everywhere else (CANDIDATES, size):
+    for width in (max(config.top_k or 0 for config in configs),) if everywhere else (*CANDIDATES, size):
         width = min(width, size)
         best, ids = logits_BV.topk(width) if width < size else logits_BV.sort(descending=True)
         left_out = torch.arange(width, device=logits_BV.device) >= kept
@@ -195,22 +201,34 @@ def candidates(logits_BV: Tensor, configs: Sequence[SamplingConfig]) -> tuple[Te
 
 
 def probable(logits_BK: Tensor, configs: Sequence[SamplingConfig]) -> Tensor:
-    """The same logits without tokens that are less than min_p times as probable as the best."""
+    """Takes tokens out that are less than min_p times as probable as the best, in place."""
     if not any(config.min_p for config in configs):
         return logits_BK
     least = _column([config.min_p or 0.0 for config in configs], logits_BK).log()
-    return logits_BK.masked_fill(logits_BK < logits_BK.amax(-1, keepdim=True) + least, -torch.inf)
+    return logits_BK.masked_fill_(logits_BK < logits_BK.amax(-1, keepdim=True) + least, -torch.inf)
 
 
 def _pass(logits_BK: Tensor, rows: Sequence[Chooser]) -> Tensor:
-    """The places [B, 1] where the running sums of probabilities pass each row's next random number.
+    """The places [B, 1] where the running sums of probabilities pass each row's next random number: first the block,
+    then the place in it. N blocks.
 
-    The sums are in float64: in float32 the many improbable tokens of a large vocabulary would be lost in them.
+    Running sums are in float64, which Apple's GPUs have not: in float32 improbable tokens would be lost in them.
     """
-    sums = (logits_BK - logits_BK.amax(-1, keepdim=True)).exp().cumsum(-1, dtype=torch.float64)
-    random = torch.tensor([[row.random.getrandbits(32) / 2**32] for row in rows], dtype=torch.float64)
-    places = torch.searchsorted(sums, random.to(sums.device) * sums[:, -1:], right=True)
-    return places.clamp(max=logits_BK.shape[1] - 1)  # where a model gives no numbers
+    width = logits_BK.shape[1]
+    if width % BLOCK:
+        logits_BK = F.pad(logits_BK, (0, -width % BLOCK), value=-torch.inf)
+    weights = logits_BK.sub_(logits_BK.amax(-1, keepdim=True)).exp_()  # in place: pages of new memory cost more
+    blocks_BNW = weights.unflatten(1, (-1, BLOCK))
+    device = "cpu" if weights.device.type == "mps" else weights.device
+    sums_BN = blocks_BNW.sum(-1).to(device).double().cumsum(-1)
+    random = torch.tensor([[row.random.getrandbits(32) / 2**32] for row in rows], dtype=torch.float64, device=device)
+    wanted = random * sums_BN[:, -1:]
+    block = torch.searchsorted(sums_BN, wanted, right=True).clamp(max=sums_BN.shape[1] - 1)  # [B, 1]
+    after = sums_BN.gather(1, block)
+    before = F.pad(sums_BN, (1, 0)).gather(1, block)
+    inside = blocks_BNW[torch.arange(len(rows)), block[:, 0]].to(device).double().cumsum(-1)  # [B, W]
+    place = torch.searchsorted(inside, (wanted - before) / (after - before) * inside[:, -1:], right=True)
+    return (block * BLOCK + place).clamp(max=width - 1).to(weights.device)
 
 
 def _nucleus(config: SamplingConfig) -> bool:
