@@ -42,7 +42,7 @@ class Service:
         self.draining = False
         self.created = int(time.time())
         self._arriving = 0  # answers whose prompts are being encoded
-        self._encoders = CapacityLimiter(ENCODERS)
+        self._encoders, self._trials = CapacityLimiter(ENCODERS), CapacityLimiter(1)
         self._mean_seconds = 1.0
 
     @property
@@ -69,8 +69,9 @@ class Service:
         sampling = sampling_of(model, body, self.config)
         self._arriving += wanted
         try:
+            await self._check_schema(body)
             prompts = await anyio.to_thread.run_sync(
-                self._prepared, model, body, limiter=self._encoders, abandon_on_cancel=True
+                prompts_of, model, body, self.config, limiter=self._encoders, abandon_on_cancel=True
             )
         finally:
             self._arriving -= wanted
@@ -91,11 +92,14 @@ class Service:
         )
         return Generated(self, worker, job, form, prompts, body, begun)
 
-    def _prepared(self, model: LoadedModel, body: CompletionRequest | ChatRequest) -> list[list[int]]:
-        """What takes too long for the event loop."""
-        if body.response_format is not None and body.response_format.json_schema is not None:
-            check_schema(body.response_format.json_schema.json_schema, self.config)
-        return prompts_of(model, body, self.config)
+    async def _check_schema(self, body: CompletionRequest | ChatRequest) -> None:
+        """One after the other, so that many bad ones take no more than a core, and no other request waits for them."""
+        form = body.response_format
+        if form is not None and form.json_schema is not None:
+            schema = form.json_schema.json_schema
+            await anyio.to_thread.run_sync(
+                check_schema, schema, self.config, limiter=self._trials, abandon_on_cancel=True
+            )
 
     def took(self, seconds: float) -> None:
         self.figures.seconds.observe(seconds)
