@@ -89,7 +89,8 @@ class LlamaServer:
                 f"llama.cpp cannot load {file.path}; write it again, or install a newer xllamacpp"
             ) from None
         self._address = held[0].listening_address.removeprefix("http://")
-        # It goes with this object, and before the interpreter does: later, its threads would wait for ever.
+        # One told to stop before its loop has begun would never stop, nor would one that outlives the interpreter.
+        self.ask("/completion", {"prompt": [0], "n_predict": 1})
         weakref.finalize(self, held.clear)
 
     def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
