@@ -1,5 +1,6 @@
 """A model of ours in stock transformers: the same words from the same files."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,21 @@ def test_what_cannot_be_exported_is_told(tiny: TinyRun, exported: Path, leveret:
     told = leveret("export", "hf", "squared", "out", cwd=tmp_path, exit_code=2).stderr
     assert "transformers has no class for a model with mlp: relu2" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gguf_file_and_an_export_speak_as_the_run(
+    tiny: TinyRun, exported: Path, leveret: Command, tmp_path: Path
+) -> None:
+    told = leveret("export", "gguf", tiny.path, "tiny.gguf", "--dtype", "q8_0", cwd=tmp_path).stdout
+    assert told == "leveret chat tiny.gguf --backend llamacpp\n"
+    for model in (["tiny.gguf", "--backend", "llamacpp"], [exported]):
+        assert leveret("generate", *model, ASKED[0]["content"], cwd=tmp_path).stdout == "touch made.txt\n"
+    talk = leveret("chat", "tiny.gguf", cwd=tmp_path, typed=f"{ASKED[0]['content']}\n").stdout
+    assert "touch made.txt" in talk
+    figures = json.loads(leveret("bench", "tiny.gguf", "--new-tokens", "16", "--repeat", "1", cwd=tmp_path).stdout)
+    assert (figures["new_tokens"], figures["dtype"]) == (16, "q8_0")
+    for arguments, message in (
+        (["generate", "tiny.gguf", "x", "--beams", "2"], "beams is not there with --backend llamacpp"),
+        (["evaluate", exported], "is no run, so that there is nothing of its own to evaluate it on"),
+    ):
+        assert message in leveret(*arguments, cwd=tmp_path, exit_code=2).stderr
