@@ -205,11 +205,13 @@ def test_a_tokenizer_that_llama_cpp_has_not_is_refused(tmp_path: Path) -> None:
     definition = json.loads(made.definition)
     other = json.loads(made.definition)
     other["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "[a-z]+"
+    bare = definition["model"] | {"merges": []}
     for number, (tokenizer, message) in enumerate(
         (
             (made_tokenizer("sentencepiece-unigram", ENGLISH), "as this Unigram tokenizer does"),
             (Tokenizer(json.dumps(other), made.roles), "knows no cut of text like this tokenizer's"),
             (Tokenizer(json.dumps(definition | {"normalizer": {"type": "Lowercase"}}), made.roles), "no normalizer"),
+            (Tokenizer(json.dumps(definition | {"model": bare}), made.roles), "reads no tokenizer without merges"),
             (Tokenizer(made.definition, SpecialRoles()), "name the tokenizer's eos_token"),
         )
     ):

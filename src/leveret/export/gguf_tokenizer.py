@@ -110,6 +110,8 @@ def _add_bytes(writer: GGUFWriter, definition: Definition) -> list[str]:
     cut, notes = _cut(definition), []
     whole = definition["model"].get("ignore_merges", False)
     name = WHOLE_FIRST.get(cut) if whole else CUTS.get(cut)
+    if not definition["model"]["merges"]:
+        raise UserError("llama.cpp reads no tokenizer without merges, and this one's tokens are single bytes")
     if name is None:
         raise UserError(f"llama.cpp knows no cut of text like this tokenizer's ({cut[:60]!r}), so its ids would differ")
     normalizer = (definition["normalizer"] or {}).get("type")
