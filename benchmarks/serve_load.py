@@ -169,7 +169,7 @@ async def load(server: Server, clients: int, seconds: float, memories: list[int]
 
 async def crowd(server: Server, clients: int, seconds: float) -> dict[str, Any]:
     """Many clients for a while; memory over it, as the median of its last fifth over that of its second."""
-    await load(server, clients, min(5.0, seconds))  # buffers, caches and threads come with the first requests
+    await load(server, clients, min(5.0, seconds / 2))  # buffers, caches and threads come with the first requests
     memories: list[int] = []
     tally = await load(server, clients, seconds, memories)
     fifth = max(1, len(memories) // 5)
@@ -325,8 +325,8 @@ async def fuzz(server: Server, requests: int) -> dict[str, Any]:
 async def trials(run: Path, quick: bool, count: int) -> list[dict[str, Any]]:
     rows = []
     with serving(run, "slots=16", "queue=64") as server:
-        rows.append(await crowd(server, 16 if quick else 64, 3 if quick else 60))
-        rows.append(await loris(server, 100 if quick else 500, 2 if quick else 10, 1 if quick else 3))
+        rows.append(await crowd(server, 16 if quick else 64, 1.5 if quick else 60))
+        rows.append(await loris(server, 100 if quick else 500, 1 if quick else 10, 1 if quick else 3))
         rows.append(await leaving(server, 3 if quick else 20))
         rows.append(await killing(server, 1 if quick else 10))
     with serving(run, "slots=16", "queue=64", "max_new_tokens=4") as server:
@@ -340,7 +340,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         run = draw_run(Path(scratch) / "drawn")
-        rows = asyncio.run(trials(run, arguments.quick, 600 if arguments.quick else 100_000))
+        rows = asyncio.run(trials(run, arguments.quick, 300 if arguments.quick else 100_000))
     for row in rows:
         print(f"{row['trial']:<48} " + "  ".join(f"{key} {value}" for key, value in row.items() if key != "trial"))
     many, slow, left, killed, wrong = rows
