@@ -373,6 +373,8 @@ def quantise_reference(
     config = loaded.recipe.evaluate.model_copy(update={"limit": limit or loaded.recipe.evaluate.limit})
     assert isinstance(loaded.engine, Engine), "a run's model is computed here"
     size = sum(weight.nbytes for weight in loaded.engine.model.parameters())
+    if not loaded.chats:
+        config = config.model_copy(update={"sets": {}})
     before = {"bytes": size, "loss": _losses(run, loaded), "sets": _match_sets(run, loaded, config)[0]["sets"]}
     model = quantise(loaded.engine.model, bits)
     loaded.engine = Engine(rounded(model), loaded.tokenizer)
