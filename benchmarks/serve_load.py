@@ -246,7 +246,8 @@ request = sys.stdin.buffer.read()
 for connection in connections:
     connection.sendall(request)
 for connection in connections:
-    connection.recv(1000)
+    while b"data: " not in connection.recv(1000):
+        pass
 print("streaming", flush=True)
 while True:
     connections[0].recv(1000)

@@ -84,7 +84,7 @@ def test_a_client_that_is_killed_frees_its_slot(small: Running) -> None:
     client = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert client.stdout is not None
     client.stdout.readline()
-    assert small.slots_taken == 1
+    small.wait(lambda: small.slots_taken == 1)
     client.send_signal(signal.SIGKILL)
     client.wait()
     assert small.wait(lambda: small.slots_taken == 0) < 1.0
