@@ -1,4 +1,4 @@
-"""The base of every config: frozen, strict about keys, lax about numbers, documented field by field; the cache folder."""
+"""The base of every config: frozen, strict about keys, lax about numbers, documented by field; and the cache folder."""
 
 import os
 from pathlib import Path
