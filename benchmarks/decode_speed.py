@@ -143,7 +143,10 @@ def many_streams(shape: str, processes: list[Process], levels: list[int], rounds
             middle = {key: round(statistics.median(each[key] for each in figures), 1) for key in figures[0]}
             rows.append({"shape": shape, "contestant": name, "requests": level, **middle})
             waits = [f"{middle[key]:>8.1f}" for key in middle if key != "tokens_per_second"]
-            print(f"  {level:>3} at once  {name:<20} {middle['tokens_per_second']:>8.1f} tokens/s {' '.join(waits)}")
+            print(
+                f"  {level:>3} at once  {name:<20} {middle['tokens_per_second']:>8.1f} tokens/s {' '.join(waits)}",
+                flush=True,
+            )
     return rows
 
 
