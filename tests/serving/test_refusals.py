@@ -157,6 +157,18 @@ def test_an_unknown_field_is_named(server: Running) -> None:
     assert error["param"] == "max_tokens"
 
 
+def test_the_mistake_that_is_told_is_the_one_that_was_made(server: Running) -> None:
+    for body, told in (
+        ({"prompt": "a", "stop": ""}, "at least 1 character"),
+        ({"prompt": [-1]}, "greater than or equal to 0"),
+        ({"prompt": "a", "best_of": 2}, "best_of must be n"),
+        (say([{"type": "image_url", "image_url": {"url": "x"}}]), "'text'"),
+        (say("a", top_logprobs=3), "top_logprobs needs logprobs"),
+    ):
+        path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+        assert told in assert_refused(server.post(path, body))["message"], body
+
+
 def test_fields_about_other_things_are_let_through(server: Running) -> None:
     body = {"prompt": "a", "max_tokens": 1, "user": "u", "metadata": {}, "store": False, "stop": None, "suffix": ""}
     assert server.post("/v1/completions", body).status_code == 200

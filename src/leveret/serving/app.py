@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +157,10 @@ def _model_card(service: Service) -> dict[str, Any]:
 async def _invalid(request: Request, error: Exception) -> Response:
     """The first mistake, by its place. Never what was written there."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
+    first = _nearest(error.errors())
+    told = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and len(first["loc"]) < 2:  # of several fields together
+        return ApiError(400, f"{told}.", code="invalid_value").response()
     if first["type"] in ("json_invalid", "model_attributes_type") or len(first["loc"]) < 2:
         return ApiError(400, "The body must be a JSON object, sent as application/json.").response()
     place = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, int) or part in FIELDS)
@@ -165,8 +168,13 @@ async def _invalid(request: Request, error: Exception) -> Response:
         name = str(first["loc"][-1])
         place = name if name.isidentifier() and len(name) <= 64 else place
         return ApiError(400, f"{place}: this is not known here; leave it out.", place, "unknown_parameter").response()
-    message = first["msg"].removeprefix("Value error, ")
-    return ApiError(400, f"{place}: {message}.", place, "invalid_value").response()
+    return ApiError(400, f"{place}: {told}.", place, "invalid_value").response()
+
+
+def _nearest(errors: Sequence[Any]) -> Any:
+    """The mistake to tell: of a field that may have several forms, that of the form which was meant."""
+    of_one_field = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
+    return min(of_one_field, key=lambda error: (error["type"].endswith("_type"), -len(error["loc"])))
 
 
 async def _refused(request: Request, error: Exception) -> Response:

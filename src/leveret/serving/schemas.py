@@ -68,7 +68,7 @@ class Sampled(Strict):
     """What both kinds of requests have."""
 
     model: Annotated[str, StringConstraints(max_length=256)] | None = None
-    """Any name will do: one model is served."""
+    """The name that /v1/models tells, or none."""
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int = Field(1, ge=1, le=128)
