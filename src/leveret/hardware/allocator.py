@@ -1,4 +1,4 @@
-"""Keeps the C library from giving freed memory back to the system during training on a CPU."""
+"""Keeps the C library from giving freed memory back to the system while a CPU trains or serves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 def keep_freed_memory() -> bool:
     """Large tensors come from the heap, which stays, instead of fresh pages each time. Returns whether it was done.
 
-    A training step allocates the same tensors again and again; with glibc's defaults each is mapped and unmapped, and
+    A step allocates the same tensors again and again; with glibc's defaults each is mapped and unmapped, and
     every page of it faults. benchmarks/allocator.py measures what this saves.
     """
     if not sys.platform.startswith("linux"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from leveret.errors import UserError
+from leveret.hardware.allocator import keep_freed_memory
 from leveret.serving.app import create_app
 from leveret.serving.config import ServeConfig, check
 from leveret.serving.guard import guarded_protocol
@@ -79,6 +80,7 @@ def facts(model: LoadedModel | None, config: ServeConfig, port: int) -> list[str
 
 def serve(model: LoadedModel | None, run: RunDir | None, config: ServeConfig) -> None:
     """Serves until SIGTERM or ctrl-C, then lets the answers under way end."""
+    keep_freed_memory()
     with open_socket(config) as sock:
         server = make_server(model, run, config)
         for line in facts(model, config, sock.getsockname()[1]):
