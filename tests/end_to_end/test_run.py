@@ -239,9 +239,9 @@ def test_chat_takes_lines_from_a_pipe(tiny: TinyRun, leveret: Command, tmp_path:
 
 
 def test_bench_times_as_many_tokens_as_asked(tiny: TinyRun, leveret: Command, tmp_path: Path) -> None:
-    sizes = ["--prompt-tokens", "4", "--new-tokens", "8", "--repeat", "1"]
+    sizes = ["--prompt-tokens", "4", "--new-tokens", "8", "--repeat", "1", "--quantize", "int8"]
     figures = json.loads(leveret("bench", tiny.path, *sizes, cwd=tmp_path).stdout)
-    assert (figures["prompt_tokens"], figures["new_tokens"]) == (4, 8)
+    assert (figures["prompt_tokens"], figures["new_tokens"], figures["weights"]) == (4, 8, "int8")
     assert figures["tokens_per_second"] > 0
 
 

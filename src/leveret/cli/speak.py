@@ -80,7 +80,8 @@ def bench(
     from leveret.inference.speed import generation_speed
 
     model = leveret.load(run, device, dtype, quantize, backend)
-    print(json.dumps(generation_speed(model.engine, prompt_tokens, new_tokens, repeat), indent=2))
+    figures = generation_speed(model.engine, prompt_tokens, new_tokens, repeat)
+    print(json.dumps(figures | ({"weights": quantize} if quantize else {}), indent=2))
 
 
 def summary(work: Run) -> None:
