@@ -135,6 +135,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run that may be under way or damaged, empty where there is none."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replaces a JSON file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)

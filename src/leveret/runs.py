@@ -6,7 +6,6 @@ goes on, after a crash, or half copied.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from leveret.errors import UserError
+from leveret.rundir import read_object
 from leveret.training import STAGES
 from leveret.training.lock import holder
 from leveret.training.meter import read_ledger
@@ -116,7 +116,7 @@ def find(reference: str) -> tuple[RunStatus, StageStatus | None]:
 
 def status(path: Path) -> RunStatus:
     """How a run is doing."""
-    known = _object(path / "state.json").get("stages")
+    known = read_object(path / "state.json").get("stages")
     begun = {name: entry for name, entry in known.items() if isinstance(entry, dict)} if isinstance(known, dict) else {}
     stages = {name: _stage(path / name, name) for name in STAGES if (path / name / "metrics.jsonl").is_file()}
     at_work = [name for name in STAGES if holder(path / name)]
@@ -132,7 +132,7 @@ def status(path: Path) -> RunStatus:
 
 
 def _stage(folder: Path, name: str) -> StageStatus:
-    summary, ledger, rows = _object(folder / "summary.json"), read_ledger(folder), newest(folder)
+    summary, ledger, rows = read_object(folder / "summary.json"), read_ledger(folder), newest(folder)
     logged = next((row for row in reversed(rows) if "lr" in row), {})
     validated = next((row for row in reversed(rows) if "validation_loss" in row), {})
     seconds = sum(ledger["seconds"].values()) or _number(logged.get("train_seconds"))
@@ -159,15 +159,6 @@ def newest(folder: Path) -> list[Row]:
 
 def _number(value: Any) -> float | None:
     return value if isinstance(value, int | float) else None
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """A JSON file's object, empty where there is none."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def happened(folder: Path) -> dict[str, int]:

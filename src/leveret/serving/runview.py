@@ -9,7 +9,6 @@ Everything only reads, and what is damaged or not there yet is left out.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from math import isfinite
@@ -20,6 +19,7 @@ from typing import Any
 import yaml
 
 from leveret.data.look import label
+from leveret.rundir import read_object
 from leveret.runs import RunStatus, StageStatus, recipe_of, status
 from leveret.training import STAGES
 from leveret.training.metrics import Row, read_events, read_metrics
@@ -72,7 +72,7 @@ class RunView:
 
     def _read(self) -> dict[str, Any]:
         run, recipe = status(self.path), recipe_of_run(self.path)
-        state = _object(self.path / "state.json").get("stages")
+        state = read_object(self.path / "state.json").get("stages")
         found = {
             "name": str(recipe.get("name") or run.name),
             "description": str(recipe.get("description") or ""),
@@ -84,8 +84,8 @@ class RunView:
             "steps": _steps_done(state if isinstance(state, dict) else {}),
             "stages": [_stage(self.path / name, stage) for name, stage in run.stages.items()],
             "data": [_data(name, folder) for name, folder in _shards(self.path).items()],
-            "audit": _audit(_object(self.path / "audit.json")),
-            "environment": _object(self.path / "environment.json"),
+            "audit": _audit(read_object(self.path / "audit.json")),
+            "environment": read_object(self.path / "environment.json"),
             "recipe": without_places(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)) if recipe else "",
         }
         return _finite(found)  # type: ignore[no-any-return]
@@ -152,7 +152,7 @@ def _stage(folder: Path, stage: StageStatus) -> dict[str, Any]:
         ],
         "events": [{"kind": str(event.get("kind")), "step": event["step"]} for event in read_events(folder)][-200:],
         "samples": read_samples(folder / "samples.md"),
-        "evaluation": _object(folder / "evaluation" / "results.json"),
+        "evaluation": read_object(folder / "evaluation" / "results.json"),
     }
 
 
@@ -177,12 +177,12 @@ def _steps_done(stages: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _shards(path: Path) -> dict[str, Path]:
     """The folders of shards by the stage that reads them; those of a run with its data inside are relative."""
-    return {name: path / str(place) for name, place in _object(path / "data.json").items()}
+    return {name: path / str(place) for name, place in read_object(path / "data.json").items()}
 
 
 def _data(name: str, folder: Path) -> dict[str, Any]:
     """A manifest in short: its splits and sources. Only the stage's name where the shards are not here (any more)."""
-    manifest = _object(folder / "manifest.json")
+    manifest = read_object(folder / "manifest.json")
     splits = manifest.get("splits", {})
     read = manifest.get("documents") or []
     revisions = [entry.get("revision") for entry in read]
@@ -254,12 +254,3 @@ def _mark(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """A JSON file's object, empty where there is none."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
