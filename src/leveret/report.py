@@ -19,6 +19,7 @@ def write_report(run: RunDir, recipe: Recipe) -> Any:
         _model(run, recipe),
         _training(run),
         _evaluation(run),
+        _benchmarks(run),
         _audit(run),
         _pictures(run),
         _environment(run),
@@ -126,6 +127,29 @@ def _evaluation(run: RunDir) -> str:
         ]
         parts += ["### By kind of command", table(["set: kind", "examples", "failed", "exact"], failures)]
     return "\n\n".join(parts)
+
+
+def _benchmarks(run: RunDir) -> str:
+    """What `leveret evaluate --suite` left, with the weights it was measured on."""
+    stage = run.last_trained()
+    results = read_json(run / stage / "evaluation" / "suite" / "results.json")
+    if not results:
+        return ""
+    rows = []
+    for task, figures in results["tasks"].items():
+        cells = []
+        for metric in ("acc", "acc_norm"):
+            low, high = figures.get(f"{metric}_interval_95", (0, 0))
+            cells += [f"{figures[metric]:.1%}", f"{low:.1%} to {high:.1%}"] if metric in figures else ["", ""]
+        chance = f"{figures['chance']:.1%}" if "chance" in figures else ""
+        rows.append([task, f"{figures['n']:,}", *cells, chance])
+    header = ["benchmark", "questions", "acc", "95% interval", "acc_norm", "95% interval", "by guessing"]
+    protocol = results["protocol"]
+    note = (
+        f"Zero-shot, prompts and scores as {protocol['prompts']} (protocol {protocol['version']}), "
+        f"{protocol['dtype']}; {stage}'s weights of step {results['step']:,}, {results['weights_sha256'][:12]}."
+    )
+    return f"## Benchmarks\n\n{table(header, rows)}\n\n{note}"
 
 
 def _audit(run: RunDir) -> str:

@@ -22,6 +22,7 @@ from leveret.errors import UserError
 from leveret.evaluation.config import EvaluateConfig
 from leveret.evaluation.exact_match import exact_match, write_rows
 from leveret.evaluation.loss import held_out_loss
+from leveret.evaluation.suite import evaluate_suite
 from leveret.hardware.allocator import keep_freed_memory
 from leveret.hardware.device import environment, pick_device, pick_dtype
 from leveret.inference.config import SamplingConfig
@@ -35,8 +36,9 @@ from leveret.posttraining.reference import Known, make_reference, read_reference
 from leveret.posttraining.reinforce import Reinforce
 from leveret.posttraining.rollouts import Rollouts
 from leveret.recipe import digest
+from leveret.report import write_report
 from leveret.run import Run
-from leveret.rundir import find_run, read_json, write_json
+from leveret.rundir import RunDir, find_run, read_json, write_json
 from leveret.tasks.shell.sandbox import lack
 from leveret.tokenizer.tokenizer import Tokenizer
 from leveret.training.checkpoint import Checkpoint, find_checkpoint, steps_on_disk
@@ -345,8 +347,7 @@ def evaluate_reference(
         raise UserError(f"{reference} is no run, so that there is nothing of its own to evaluate it on: name the run")
     run = Run(loaded.recipe, Path.cwd(), loaded.run.path, Console(stderr=True), device)
     config = loaded.recipe.evaluate
-    newest = loaded.step == steps_on_disk(loaded.run / loaded.stage / "checkpoints")[-1]
-    if limit is None and examples is None and output is None and newest:
+    if limit is None and examples is None and output is None and _is_newest(loaded.run, loaded):
         return evaluate_run(run, loaded, config)
     sets = {"examples": ExamplesConfig(paths=[examples])} if examples else config.sets
     config = config.model_copy(update={"limit": limit or config.limit, "sets": sets})
@@ -356,6 +357,37 @@ def evaluate_reference(
     if output is not None:
         write_rows(output, [{"set": name} | row for name, answered in rows.items() for row in answered])
     return results
+
+
+def evaluate_on_suite(
+    reference: str, tasks: list[str], limit: int | None, bench: Path | None, output: Path | None, device: str
+) -> dict[str, Any]:
+    """`leveret evaluate --suite`: benchmarks, with any model of ours.
+
+    Written to evaluation/suite/ of the run's stage, beside what is there of the same weights under the same protocol,
+    and into its report, as `evaluate_reference` does.
+    """
+    loaded = load_model(reference, device)
+    console = Console(stderr=True, soft_wrap=True)
+    found = evaluate_suite(loaded, tasks, limit, bench, lambda line: console.print(line, highlight=False))
+    facts = {"model": reference, "stage": loaded.stage, "step": loaded.step, **found.facts}
+    if output is not None:
+        write_rows(output, found.rows)
+    elif limit is None and loaded.run is not None and _is_newest(loaded.run, loaded):
+        folder = loaded.run / loaded.stage / "evaluation" / "suite"
+        known = read_json(folder / "results.json") or {}
+        if all(known.get(key) == facts[key] for key in facts if key not in ("tasks", "model", "versions")):
+            facts["tasks"] = known["tasks"] | facts["tasks"]
+        for task in found.tasks:
+            write_rows(folder / f"{task}.jsonl", [row for row in found.rows if row["task"] == task])
+        write_json(folder / "results.json", facts)
+        write_report(loaded.run, loaded.recipe)
+    return facts
+
+
+def _is_newest(run: RunDir, loaded: LoadedModel) -> bool:
+    """Whether it is the last checkpoint of its stage."""
+    return loaded.step == steps_on_disk(run / loaded.stage / "checkpoints")[-1]
 
 
 def quantise_reference(

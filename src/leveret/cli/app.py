@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ from leveret.cli.options import (
 from leveret.cli.quantize import quantize
 from leveret.cli.runs import runs_app
 from leveret.cli.serve import serve
+from leveret.errors import UserError
 
 app = typer.Typer(
     help="Raise small language models from nothing. Every verb that takes a recipe takes a shipped name or a YAML "
@@ -97,8 +99,14 @@ def prepare(
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run: DIR or name, /STAGE and @STEP after it if wished.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Examples used of each held-out set.")] = None,
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A run: DIR or name, /STAGE and @STEP after it if wished; with --suite also an exported folder.",
+        ),
+    ],
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples used of each held-out set or benchmark.")] = None,
     examples: Annotated[
         str | None,
         typer.Option(help="Match this file's examples instead of the recipe's sets (jsonl, raw text, or A.txt,B.txt)."),
@@ -106,12 +114,44 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="Write one JSON line for each example here, and leave the run as it is.")
     ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Public benchmarks instead: small, six, or their names with commas.")
+    ] = None,
+    bench: Annotated[
+        Path | None, typer.Option(help="Folder of the benchmarks' jsonl files. [LEVERET_DATA/bench, else the hub]")
+    ] = None,
     device: Device = "auto",
 ) -> None:
-    """Loss, perplexity, bits per byte, and exact match on the held-out sets."""
+    """Loss, perplexity, bits per byte, and exact match on the held-out sets; or, with --suite, public benchmarks."""
+    if suite is not None:
+        _evaluate_on_suite(run, suite, limit, examples, bench, output, device)
+        return
+    if bench is not None:
+        raise UserError("--bench is where the benchmarks of --suite are; give --suite too")
     from leveret.stages import evaluate_reference
 
     print(json.dumps(evaluate_reference(run, limit, examples, output, device), indent=2))
+
+
+def _evaluate_on_suite(
+    run: str,
+    suite: str,
+    limit: int | None,
+    examples: str | None,
+    bench: Path | None,
+    output: Path | None,
+    device: str,
+) -> None:
+    if examples is not None:
+        raise UserError("--examples and --suite are two evaluations; give one of them")
+    from leveret.tasks.benchmarks import named
+
+    tasks = named(suite)
+    if bench is None and (data := os.environ.get("LEVERET_DATA")) and (Path(data) / "bench").is_dir():
+        bench = Path(data) / "bench"
+    from leveret.stages import evaluate_on_suite
+
+    print(json.dumps(evaluate_on_suite(run, tasks, limit, bench, output, device), indent=2))
 
 
 @app.command()
