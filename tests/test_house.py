@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "leveret"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 ORDER: list[set[str]] = [
-    {"errors", "config", "display"},
+    {"errors", "config", "display", "strangers"},
     {"recipes"},
     {"hardware"},
     {"tokenizer"},

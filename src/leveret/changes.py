@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from leveret.errors import Refused
 from leveret.recipe import Recipe, digest
+from leveret.strangers.documents import read_yaml
 from leveret.training.config import TrainingConfig
 from leveret.training.schedule import learning_rate
 
@@ -68,7 +68,7 @@ def of_training(folder: Path, stage: str, recipe: Recipe) -> tuple[int, Training
     found = find_checkpoint(folder / "checkpoints")
     if found is None:
         return None
-    old = yaml.safe_load((found.folder / "recipe.yaml").read_text("utf-8")) or {}
+    old = read_yaml(found.folder / "recipe.yaml") or {}
     new = recipe.model_dump(mode="json")
     differ = [
         change

@@ -21,12 +21,13 @@ from leveret.evaluation.config import EvaluateConfig
 from leveret.inference.config import SamplingConfig
 from leveret.model.config import ModelConfig
 from leveret.posttraining.config import FinetuneConfig, PosttrainingConfig, PreferConfig, ReinforceConfig
+from leveret.strangers.documents import Loader, parse_yaml, read_yaml
 from leveret.tokenizer.config import TokenizerConfig
 from leveret.training import STAGES
 from leveret.training.config import TrainingConfig
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(Loader):
     """YAML with the numbers of YAML 1.2: PyYAML takes 1e-3 and 2e6 for text."""
 
 
@@ -36,7 +37,7 @@ _Loader.add_implicit_resolver(
 
 
 def _read_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    return parse_yaml(text, _Loader)
 
 
 class Recipe(Config):
@@ -161,8 +162,8 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> tuple[
         hint = f"did you mean {near[0]!r}?" if near else f"shipped are {', '.join(shipped)}"
         raise UserError(f"there is no recipe or file {name_or_path!r}; {hint}")
     try:
-        content = _read_yaml(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        content = read_yaml(path, _Loader)
+    except (yaml.YAMLError, OSError) as error:
         raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a recipe: it must be a mapping with keys such as name, tokenizer, model")
@@ -181,8 +182,11 @@ def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
 
 
 def recipe_of_yaml(text: str, where: str) -> Recipe:
-    """The inverse of to_yaml."""
-    return parse_recipe(_read_yaml(text), where)
+    """The inverse of to_yaml. Raises UserError for what is no recipe."""
+    try:
+        return parse_recipe(_read_yaml(text), where)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not readable YAML: {' '.join(str(error).split())}") from None
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

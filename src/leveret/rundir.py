@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leveret.errors import UserError
+from leveret.strangers.documents import read_json as read_limited_json
 from leveret.training import STAGES
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def find_run(reference: str) -> tuple[RunDir, str | None, int | None]:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file, None if there is none."""
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+    return read_limited_json(path) if path.exists() else None
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import yaml
 
 from leveret.errors import UserError
 from leveret.rundir import read_object
+from leveret.strangers.documents import read_yaml
 from leveret.training import STAGES
 from leveret.training.lock import holder
 from leveret.training.meter import read_ledger
@@ -193,7 +194,7 @@ def compared(a: RunStatus, b: RunStatus) -> list[tuple[Any, ...]]:
 def recipe_of(run: RunStatus) -> dict[str, Any]:
     """The recipe as it stands in the run; empty where it is not readable."""
     try:
-        found = yaml.safe_load((run.path / "recipe.yaml").read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        found = read_yaml(run.path / "recipe.yaml")
+    except (OSError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 
 from leveret.data.windows import IntArray, Windows
 from leveret.errors import UserError
+from leveret.strangers.documents import read_json
+from leveret.strangers.files import beside
+from leveret.strangers.tensors import checked_array
 
 FORMAT_VERSION = 1
 
@@ -211,9 +214,10 @@ class TokenStore:
     def __init__(self, folder: Path, tokenizer_hash: str | None = None) -> None:
         self.folder = folder
         try:
-            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
+            self.manifest: dict[str, Any] = read_json(folder / "manifest.json")
             known = self.manifest.get("format_version") == FORMAT_VERSION
-            self._hashes = {entry["name"]: entry["sha256"] for entry in _entries(self.manifest)} if known else {}
+            entries = list(_entries(self.manifest)) if known else []
+            self._hashes = {beside(folder, entry["name"]).name: entry["sha256"] for entry in entries}
         except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
             raise UserError(f"{folder} holds no readable manifest.json ({error}); prepare the data again") from None
         if not known:
@@ -262,7 +266,8 @@ class TokenSplit:
         def load(entry: dict[str, Any]) -> NDArray[Any]:
             try:
                 # As a plain array over the map: slices of np.memmap take several times as long to make.
-                return np.asarray(np.load(folder / entry["name"], mmap_mode="r", allow_pickle=False))
+                path = checked_array(folder / entry["name"])
+                return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
             except (OSError, ValueError, EOFError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "damaged"
                 raise UserError(f"{folder / entry['name']} cannot be read ({reason}); prepare the data again") from None

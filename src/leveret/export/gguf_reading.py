@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from leveret.export.source import stand_in
 from leveret.inference.llamacpp import GgufFile
 from leveret.model.config import ModelConfig
 from leveret.recipe import Recipe
+from leveret.strangers.documents import parse_json
+from leveret.strangers.gguf import checked_gguf
 from leveret.tokenizer.tokenizer import SpecialRoles, Tokenizer
 
 FILE_TYPE = "general.file_type"
@@ -41,7 +42,7 @@ def read_gguf(path: Path) -> GgufModel:
         raise UserError(f"there is no file {path}; `leveret export gguf RUN {path}` writes one")
     gguf = import_gguf()
     try:
-        reader = gguf.GGUFReader(path)
+        reader = gguf.GGUFReader(checked_gguf(path))
         fields = {key: reader.fields[key].contents() for key in (OURS, WHOLE, FILE_TYPE) if key in reader.fields}
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise UserError(f"{path} is no whole GGUF file ({error})") from None
@@ -56,7 +57,7 @@ def read_gguf(path: Path) -> GgufModel:
 def _model(path: Path, fields: dict[str, Any]) -> GgufModel:
     gguf = import_gguf()
     try:
-        ours = json.loads(fields[OURS])
+        ours = parse_json(fields[OURS])
         if ours["format_version"] != FORMAT_VERSION:
             raise UserError(f"{path} was written by another version of Leveret; write it again")
         tokenizer = Tokenizer(fields[WHOLE], SpecialRoles(**ours["roles"]), ours["chat_template"])

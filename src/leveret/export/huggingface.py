@@ -33,6 +33,9 @@ from leveret.model.decoder import hollow_decoder
 from leveret.model.weights import family, from_disk, to_disk
 from leveret.recipe import Recipe, to_yaml
 from leveret.rundir import RunDir, write_json
+from leveret.strangers.documents import read_json
+from leveret.strangers.files import beside
+from leveret.strangers.tensors import checked_tensors
 from leveret.tokenizer.config import ROLES, TokenizerConfig
 from leveret.tokenizer.load import load_tokenizer
 from leveret.tokenizer.tokenizer import SpecialRoles, Tokenizer
@@ -144,9 +147,11 @@ def open_model(name: str, revision: str | None = None) -> Model:
         UserError: it cannot be found or fetched, or neither its shape nor its tokenizer is one of ours.
     """
     origin = _locate(name, revision)
-    facts = _read_json(origin.folder / CONFIG)
+    facts = _read_json(beside(origin.folder, CONFIG))
     config = shape_of(facts, f"{name}'s {CONFIG}")
     origin = _locate(name, origin.revision, weights=True)
+    for file in (GENERATION, INDEX, *TOKENIZER):
+        beside(origin.folder, file)
     tokenizer = _tokenizer(origin.folder, facts)
     if tokenizer.vocab_size > config.vocabulary:
         raise UserError(f"{name}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocabulary}")
@@ -190,7 +195,7 @@ def _locate(name: str, revision: str | None, weights: bool = False) -> Origin:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise UserError(f"there is no {path.name} in {path.parent}, so it is no model of transformers'") from None
     except (OSError, ValueError) as error:
@@ -223,7 +228,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: there are none, or the index names files that are not there or not in the folder.
     """
-    if (folder / WEIGHTS).exists():
+    if beside(folder, WEIGHTS).exists():
         return [folder / WEIGHTS]
     if not (folder / INDEX).exists():
         raise UserError(
@@ -235,7 +240,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder / INDEX} has no weight_map")
     paths = []
     for name in sorted({str(value) for value in places.values()}):
-        if Path(name).name != name or not (folder / name).is_file():
+        if not beside(folder, name).is_file():
             raise UserError(f"{folder / INDEX} names {name!r}, which is no file beside it")
         paths.append(folder / name)
     return paths
@@ -254,7 +259,7 @@ def read_weights(paths: list[Path], config: ModelConfig) -> dict[str, Tensor]:
         names: dict[str, tuple[Any, str]] = {}
         for path in paths:
             try:
-                file: Any = stack.enter_context(safe_open(path, "pt"))
+                file: Any = stack.enter_context(safe_open(checked_tensors(path), "pt"))
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path} is no whole safetensors file ({error})") from None
             for theirs in file.keys():  # noqa: SIM118  # it is no mapping

@@ -23,6 +23,8 @@ from leveret.errors import UserError
 from leveret.inference.kernels import GROUP, library, matrix, product
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder, hollow_decoder
+from leveret.strangers.documents import read_json
+from leveret.strangers.tensors import checked_tensors
 
 FORMAT_VERSION = 1
 WEIGHTS, FACTS = "weights.safetensors", "quantised.json"
@@ -168,8 +170,8 @@ def write_quantised(folder: Path, model: Decoder, facts: dict[str, Any]) -> int:
 def read_quantised(folder: Path, config: ModelConfig, source: str) -> Decoder | None:
     """The quantised decoder of a folder, if it is there, whole, and was made of weights of this hash."""
     try:
-        facts = json.loads((folder / FACTS).read_text("utf-8"))
-        raw = (folder / WEIGHTS).read_bytes()
+        facts = read_json(folder / FACTS)
+        raw = checked_tensors(folder / WEIGHTS).read_bytes()
     except (OSError, ValueError):
         return None
     made = (facts.get("format_version"), facts.get("source_sha256"), facts.get("sha256"))

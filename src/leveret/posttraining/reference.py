@@ -24,6 +24,9 @@ from leveret.data.batches import Batches
 from leveret.data.shards import file_sha256, flush
 from leveret.model.decoder import Decoder
 from leveret.posttraining.preference import answer_log_probabilities
+from leveret.strangers.documents import read_json
+from leveret.strangers.files import beside
+from leveret.strangers.tensors import checked_array
 from leveret.training.parallel import Group
 from leveret.training.tensorfile import write_flushed
 
@@ -39,11 +42,14 @@ Say = Callable[[str], None]
 def read_reference(folder: Path, key: dict[str, str]) -> Known | None:
     """What is kept in a folder, if it was made from what `key` says and is whole."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        manifest = read_json(folder / "manifest.json")
         made = manifest["format_version"] == FORMAT_VERSION and key.items() <= manifest["key"].items()
         if not made or any(file_sha256(folder / name) != digest for name, digest in manifest["files"].items()):
             return None
-        return {name.removesuffix(".npy"): np.load(folder / name, allow_pickle=False) for name in manifest["files"]}
+        return {
+            name.removesuffix(".npy"): np.load(checked_array(beside(folder, name)), allow_pickle=False)
+            for name in manifest["files"]
+        }
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
@@ -115,7 +121,7 @@ def _compute(
 def _begun(partial: Path, documents: int) -> NDArray[np.float32]:
     """What an earlier start has left; NaN where nothing is known yet."""
     try:
-        found: NDArray[np.float32] = np.load(partial, allow_pickle=False)
+        found: NDArray[np.float32] = np.load(checked_array(partial), allow_pickle=False)
     except (OSError, ValueError, EOFError):
         found = np.empty(0, dtype=np.float32)
     return found if found.shape == (documents,) else np.full(documents, np.nan, dtype=np.float32)

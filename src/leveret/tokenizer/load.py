@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from leveret.errors import UserError
+from leveret.strangers.files import read_limited
 from leveret.tokenizer.config import TokenizerConfig
 from leveret.tokenizer.patterns import PROBE_TEXT
-from leveret.tokenizer.ranks import ENCODINGS, definition_of, download_ranks, read_ranks
+from leveret.tokenizer.ranks import ENCODINGS, MOST_BYTES, definition_of, download_ranks, read_ranks
 from leveret.tokenizer.template import TEMPLATES, sample_text, template_text
 from leveret.tokenizer.tokenizer import SpecialRoles, Tokenizer, read_json
 from leveret.tokenizer.train import roles_of
@@ -51,8 +52,8 @@ def _load_sentencepiece(config: TokenizerConfig, path: Path) -> Tokenizer:
     from leveret.tokenizer import spm
 
     try:
-        data = path.read_bytes()
-    except OSError:
+        data = read_limited(path, MOST_BYTES)
+    except (OSError, ValueError):
         raise UserError(f"tokenizer.source {path} cannot be read; check the path") from None
     model = spm.read_model(data)
     definition = spm.definition_of(model, raw_spaces=False)

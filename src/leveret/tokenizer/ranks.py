@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from leveret.errors import UserError
+from leveret.strangers.files import read_limited
 from leveret.tokenizer.patterns import PATTERNS, byte_characters, split_and_bytes
 
 
@@ -23,6 +24,8 @@ class Encoding:
     special_tokens: Mapping[str, int]
 
 
+MOST_BYTES = 2**26
+"""Of a ranks file; cl100k_base's has 1.7 MB."""
 ENCODINGS = {
     "gpt2": Encoding(PATTERNS["gpt2"], 50_256, {"<|endoftext|>": 50_256}),
     "cl100k_base": Encoding(
@@ -42,7 +45,7 @@ ENCODINGS = {
 def read_ranks(path: Path) -> dict[bytes, int]:
     """Read a ranks file: `base64 rank` per line. Raises UserError where it is missing or malformed."""
     try:
-        rows = [line.split() for line in path.read_bytes().splitlines() if line]
+        rows = [line.split() for line in read_limited(path, MOST_BYTES).splitlines() if line]
         return {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
     except OSError:
         raise UserError(f"ranks_file {path} cannot be read; check the path") from None

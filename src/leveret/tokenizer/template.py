@@ -11,26 +11,21 @@ shipped templates that is llama3 over GPT-2's pattern: "\\n\\n" at the end of a 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from functools import lru_cache
 from itertools import cycle, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from leveret.errors import UserError
+from leveret.tokenizer.rendering import BEGIN, END, TemplateFailure, render_apart, render_here
 
 if TYPE_CHECKING:
-    import jinja2
-
     from leveret.tokenizer.tokenizer import After, Tokenizer
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Where a generation block begins and ends in the rendered text: noncharacters, which no text should hold.
-BEGIN, END = "\U0010fffe", "\U0010ffff"
 # Stands around the number of what is hidden; a noncharacter too, and hidden itself where a text does hold it.
 FENCE = "\ufdd0"
 
@@ -187,40 +182,14 @@ def _longest_first(tokens: list[str]) -> list[str]:
 
 
 def _render_text(template: str, **values: Any) -> str:
-    import jinja2
-
+    render_it = render_here if template in _shipped() else render_apart
     try:
-        return _compiled(template).render(**values)
-    except jinja2.TemplateError as error:
-        raise UserError(f"the chat template refuses the messages: {error}") from None
+        return render_it(template, values)
+    except TemplateFailure as error:
+        raise UserError(f"the chat template {error}") from None
 
 
-@lru_cache(maxsize=16)
-def _compiled(template: str) -> jinja2.Template:
-    """The template in a sandbox (it may come from the hub), with the names that transformers gives templates."""
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}...{% endgeneration %}` becomes BEGIN...END."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Parser) -> list[nodes.Node]:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            begin, end = (nodes.Output([nodes.TemplateData(mark)]).set_lineno(line) for mark in (BEGIN, END))
-            return [begin, *body, end]
-
-    def refuse(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    return environment.from_string(template)
+@lru_cache(maxsize=1)
+def _shipped() -> frozenset[str | None]:
+    """The templates that we wrote."""
+    return frozenset(map(template_text, template_names()))

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from leveret.errors import UserError
+from leveret.strangers.documents import read_json as read_limited_json
+from leveret.strangers.files import read_limited
 from leveret.tokenizer.fast import LONGEST_TEXT, tiktoken_twin
 from leveret.tokenizer.pieces import piece_bytes
+from leveret.tokenizer.rendering import MOST_TEMPLATE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -163,7 +166,9 @@ class Tokenizer:
         config_path = directory / "tokenizer_config.json"
         config = read_json(config_path) if config_path.exists() else {}
         template_path = directory / "chat_template.jinja"
-        template = template_path.read_text("utf-8") if template_path.exists() else config.get("chat_template")
+        template = _read_template(template_path) if template_path.exists() else config.get("chat_template")
+        if template is not None and not isinstance(template, str):
+            raise UserError(f"{config_path}: chat_template is no text; keep the one that is meant in {template_path}")
         roles = {role: _token_text(config.get(role)) for role in SpecialRoles.__dataclass_fields__}
         return cls(json.dumps(definition, ensure_ascii=False), SpecialRoles(**roles), template)
 
@@ -260,13 +265,22 @@ def _token_text(token: str | dict[str, Any] | None) -> str | None:
     return token["content"] if isinstance(token, dict) else token
 
 
+def _read_template(path: Path) -> str:
+    try:
+        return read_limited(path, MOST_TEMPLATE).decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        data: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        data = read_limited_json(path)
     except FileNotFoundError:
         raise UserError(f"no tokenizer at {path.parent}: {path.name} is missing") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not JSON ({error}); write the tokenizer again") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds no mapping; write the tokenizer again")
     return data
 
 

@@ -37,6 +37,9 @@ from leveret.model.config import LoraConfig, ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.lora import from_peft, lora_of_peft, merge, peft_config, split_state, to_peft
 from leveret.model.weights import from_disk, tied, to_disk
+from leveret.strangers.documents import read_json
+from leveret.strangers.files import beside
+from leveret.strangers.tensors import checked_tensors
 from leveret.training.sharded import SHARDS, read_shards
 from leveret.training.tensorfile import write_flushed, write_tensors
 
@@ -63,7 +66,7 @@ class Checkpoint:
         """The decoder's state in memory's form; adapters are merged into it."""
         if self.sharded:
             return tied(read_shards(self.folder, "model"), config)
-        weights = from_disk(load_file(self.folder / MODEL), config)
+        weights = from_disk(load_file(checked_tensors(self.folder / MODEL)), config)
         if not self.has_adapters:
             return weights
         return merge(weights, *self._adapters(config))
@@ -72,11 +75,11 @@ class Checkpoint:
         """The same as training holds it: frozen weights, and the adapters beside them."""
         if not self.has_adapters:
             return self.weights(config)
-        return from_disk(load_file(self.folder / MODEL), config) | self._adapters(config)[0]
+        return from_disk(load_file(checked_tensors(self.folder / MODEL)), config) | self._adapters(config)[0]
 
     def _adapters(self, config: ModelConfig) -> tuple[dict[str, Tensor], ModelConfig, LoraConfig]:
-        lora = lora_of_peft(json.loads((self.folder / ADAPTER_CONFIG).read_text()), config)
-        return from_peft(load_file(self.folder / ADAPTERS), config, lora), config, lora
+        lora = lora_of_peft(read_json(self.folder / ADAPTER_CONFIG), config)
+        return from_peft(load_file(checked_tensors(self.folder / ADAPTERS)), config, lora), config, lora
 
     @property
     def has_adapters(self) -> bool:
@@ -90,11 +93,11 @@ class Checkpoint:
     def optimizer(self) -> dict[str, Tensor]:
         if self.sharded:
             return read_shards(self.folder, "optimizer")
-        return load_file(self.folder / "optimizer.safetensors")
+        return load_file(checked_tensors(self.folder / "optimizer.safetensors"))
 
     def restore_random(self) -> None:
         """Puts the random generators where they were."""
-        states = load_file(self.folder / "random.safetensors")
+        states = load_file(checked_tensors(self.folder / "random.safetensors"))
         torch.set_rng_state(states["cpu"])
         if "cuda" in states and torch.cuda.is_available():
             torch.cuda.set_rng_state(states["cuda"])
@@ -102,7 +105,7 @@ class Checkpoint:
     @property
     def weights_sha256(self) -> str:
         """The hash that names these weights."""
-        files = json.loads((self.folder / "manifest.json").read_text())["files"]
+        files = read_json(self.folder / "manifest.json")["files"]
         if not self.sharded and not self.has_adapters:
             return str(files[MODEL])
         parts = (MODEL, ADAPTERS, ADAPTER_CONFIG, SHARDS)
@@ -226,7 +229,7 @@ def _link_frozen(partial: Path) -> str | None:
     for step in reversed(steps_on_disk(partial.parent)):
         before = partial.parent / _name(step)
         try:
-            digest = str(json.loads((before / "manifest.json").read_text())["files"][MODEL])
+            digest = str(read_json(before / "manifest.json")["files"][MODEL])
             if (before / ADAPTERS).exists() and file_sha256(before / MODEL) == digest:
                 (partial / MODEL).hardlink_to(before / MODEL)
                 return digest
@@ -263,11 +266,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         UserError: it is not whole.
     """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = read_json(folder / "manifest.json")
         if manifest["format_version"] != FORMAT_VERSION:
             raise ValueError("it is of another format version")
-        wrong = [name for name, digest in manifest["files"].items() if file_sha256(folder / name) != digest]
-        state = json.loads((folder / "state.json").read_text())
+        wrong = [name for name, digest in manifest["files"].items() if file_sha256(beside(folder, name)) != digest]
+        state = read_json(folder / "state.json")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {folder} is not whole ({error})") from None
     if wrong:

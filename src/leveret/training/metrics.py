@@ -15,7 +15,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from leveret.errors import UserError
+from leveret.strangers.documents import parse_json
+from leveret.strangers.files import read_limited
+
 Row = dict[str, Any]
+MOST_BYTES = 2**29
+"""Of a file of rows that is read; a million steps take less."""
 NOWHERE = Path(os.devnull)
 """Where ranks write that do not speak."""
 log = logging.getLogger("leveret")
@@ -103,13 +109,17 @@ def read_events(folder: Path) -> list[Row]:
 
 def _rows(path: Path) -> Iterator[Row]:
     """The lines of a file; one that is no JSON object with a step is empty."""
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    try:
+        content = read_limited(path, MOST_BYTES) if path.exists() else b""
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+    for line in content.splitlines():
         yield row_of(line)
 
 
 def row_of(line: bytes) -> Row:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return {}
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else {}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from leveret.model.decoder import Decoder, hollow_decoder
+from leveret.strangers.tensors import checked_tensors
 
 SHARDS = "shard-*.safetensors"
 
@@ -92,6 +93,8 @@ def read_shards(folder: Path, part: str) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
+    for path in folder.glob("*.safetensors"):
+        checked_tensors(path)
     known: Mapping[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     found = {
         name: torch.empty(facts.size, dtype=facts.properties.dtype)
