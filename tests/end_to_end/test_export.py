@@ -50,12 +50,19 @@ def test_what_cannot_be_exported_is_told(tiny: TinyRun, exported: Path, leveret:
         ([f"{tiny.path}/pretrain@7", "out"], "no checkpoint of step 7"),
     ):
         assert message in leveret("export", "hf", *arguments, cwd=tmp_path, exit_code=2).stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shape_of_its_own_brings_its_code(tiny: TinyRun, leveret: Command, tmp_path: Path) -> None:
     made = leveret("pretrain", tiny.path / "recipe.yaml", "model.mlp=relu2", "pretrain.steps=1", "finetune=null",
                    "--run-dir", "squared", cwd=tmp_path)  # fmt: skip
     assert made.returncode == 0
-    told = leveret("export", "hf", "squared", "out", cwd=tmp_path, exit_code=2).stderr
-    assert "transformers has no class for a model with mlp: relu2" in told
-    assert not (tmp_path / "out").exists()
+    told = leveret("export", "hf", "squared", "out", "--max-shard-size", "20KB", cwd=tmp_path).stdout
+    assert told == "AutoModelForCausalLM.from_pretrained('out', trust_remote_code=True)\n"
+    assert (tmp_path / "out" / "modeling_leveret.py").exists()
+    assert (tmp_path / "out" / "model.safetensors.index.json").exists()
+    ours, again = (leveret("generate", name, "To show", cwd=tmp_path).stdout for name in ("squared", "out"))
+    assert ours == again
 
 
 def test_a_gguf_file_and_an_export_speak_as_the_run(

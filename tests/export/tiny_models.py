@@ -71,7 +71,13 @@ def made_tokenizer(kind: str, texts: list[str], template: str | None = "chatml")
     return Tokenizer(json.dumps(definition), made.roles, made.chat_template) if other else made
 
 
-def write_run(folder: Path, tokenizer: Tokenizer, stage: str = "pretrain", **shape: Any) -> Path:
+def write_run(
+    folder: Path,
+    tokenizer: Tokenizer,
+    stage: str = "pretrain",
+    generation: dict[str, Any] | None = None,
+    **shape: Any,
+) -> Path:
     """A run whose only stage has a model with every weight drawn, biases and norms too."""
     run, config = RunDir(folder), ModelConfig(**(SHAPE | {"vocab_size": tokenizer.vocab_size} | shape))
     recipe = Recipe.model_validate(
@@ -81,6 +87,7 @@ def write_run(folder: Path, tokenizer: Tokenizer, stage: str = "pretrain", **sha
             "data": {"sources": []},
             "pretrain": {"steps": 1},
             "model": config.model_dump(),
+            "generation": generation or {},
         }
     )
     model = Decoder(config)

@@ -18,12 +18,13 @@ def huggingface(
     run: RunName,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    max_shard_size: Annotated[str, typer.Option(help="Of a file of weights, such as 500MB.")] = "5GB",
 ) -> None:
-    """Write a Llama-, Mistral-, Qwen3- or GPT-2-shaped model as transformers loads it, without code of ours."""
+    """Write a model as transformers loads it: Llama-, Mistral-, Qwen3- and GPT-2-shaped ones without code of ours."""
     from leveret.export.write import export_model
 
-    export_model(run, folder, dtype)
-    print(f"AutoModelForCausalLM.from_pretrained({str(folder)!r})")
+    remote = export_model(run, folder, dtype, max_shard_size)
+    print(f"AutoModelForCausalLM.from_pretrained({str(folder)!r}{', trust_remote_code=True' * remote})")
 
 
 @export_app.command("gguf")

@@ -20,6 +20,7 @@ NEEDED = {
     "MistralForCausalLM": (*LLAMA, "num_key_value_heads", "sliding_window"),
     "Qwen3ForCausalLM": (*LLAMA, "num_key_value_heads", "head_dim"),
     "GPT2LMHeadModel": ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions"),
+    "LeveretForCausalLM": LLAMA,
 }
 """Keys of which transformers' own defaults are of one certain size of model, so that they must be there."""
 OURS = {
@@ -38,6 +39,8 @@ WHY = {
 }
 MOST = {"max_position_embeddings": 2**20, "head_width": 2**16, "hidden_size": 2**20, "intermediate_size": 2**24}
 """What no model has more of; tables are made of these sizes before any weight is looked at."""
+OWN = "LeveretForCausalLM"
+"""The class in modeling_leveret.py, which has every knob of the decoder."""
 LAYERS = {"full_attention": "L", "sliding_attention": "S"}
 STAGE = "leveret_stage"
 """The key by which a config.json of ours says what was done last to the model; transformers lets it be."""
@@ -60,10 +63,11 @@ def shape_of(facts: Facts, where: str) -> ModelConfig:
         if key not in facts:
             raise UserError(f"{where} has no {key}; it is not whole")
     for key, values in OURS.items():
-        if (value := facts.get(key, values[0])) not in values:
+        own = key == "auto_map" and kind == OWN  # a file of ours, which is not needed here
+        if (value := facts.get(key, values[0])) not in values and not own:
             why = WHY.get(key, f"the decoder has {' or '.join(map(str, values))}")
             raise UserError(f"{where}: {key} {_short(value)} cannot be imported: {why}")
-    keys = _gpt2(facts) if kind == "GPT2LMHeadModel" else _llama(facts, kind, where)
+    keys = _gpt2(facts) if kind == "GPT2LMHeadModel" else _own(facts) if kind == OWN else _llama(facts, kind, where)
     try:
         config = ModelConfig.model_validate(keys)
     except ValidationError as error:
@@ -135,6 +139,14 @@ def _gpt2(facts: Facts) -> dict[str, Any]:
     }
 
 
+def _own(facts: Facts) -> dict[str, Any]:
+    """The knobs of a shape that was written by `facts_of_ours`; what transformers adds to a config.json is passed over.
+
+    On disk weights are in the half layout, whatever they were trained in.
+    """
+    return {key: facts[key] for key in ModelConfig.model_fields if key in facts} | {"rope_layout": "half"}
+
+
 def _short(value: Any) -> str:
     return str(value)[:80]
 
@@ -173,6 +185,22 @@ def facts_of(config: ModelConfig) -> dict[str, Any]:
             raise NoClass("window_pattern", config.window_pattern)
     names = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM"}
     return {"architectures": [names[kind]], "model_type": kind} | _of_llama(config, kind)
+
+
+def facts_of_ours(config: ModelConfig) -> dict[str, Any]:
+    """The content of config.json for any shape, of the class that goes along in modeling_leveret.py."""
+    names = {True: "sliding_attention", False: "full_attention"}
+    left = {"rope_layout", "initializer_range", "residual_init"}  # of training; weights on disk are in the half layout
+    return {
+        "architectures": [OWN],
+        "model_type": "leveret",
+        "auto_map": {"AutoConfig": "modeling_leveret.LeveretConfig", "AutoModelForCausalLM": f"modeling_leveret.{OWN}"},
+        **config.model_dump(mode="json", exclude=left),
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "gate_channels": config.gate_channels,
+        "layer_types": [names[windowed] for windowed in config.windowed],
+    }
 
 
 def _of_llama(config: ModelConfig, kind: str) -> dict[str, Any]:
@@ -219,8 +247,8 @@ class NoClass(UserError):
 
     def __init__(self, knob: str, value: Any) -> None:
         super().__init__(
-            f"transformers has no class for a model with {knob}: {value}; Llama-, Mistral-, Qwen3- and GPT-2-shaped "
-            "models can be exported"
+            f"transformers has no class for a model with {knob}: {value}; it has some for Llama-, Mistral-, Qwen3- and "
+            "GPT-2-shaped models"
         )
         self.knob, self.value = knob, value
 
