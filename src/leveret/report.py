@@ -13,20 +13,22 @@ from leveret.training import STAGES
 
 def write_report(run: RunDir, recipe: Recipe) -> Any:
     """Writes report.md from what is in the run directory; returns its path."""
-    sections = [
-        f"# {recipe.name}",
-        recipe.description,
-        _model(run, recipe),
-        _training(run),
-        _evaluation(run),
-        _benchmarks(run),
-        _audit(run),
-        _pictures(run),
-        _environment(run),
-    ]
+    known = sections(run, recipe, run.last_trained()).values()
+    parts = [f"# {recipe.name}", recipe.description, *known, _pictures(run), _environment(run)]
     path = run / "report.md"
-    path.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
+    path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return path
+
+
+def sections(run: RunDir, recipe: Recipe, stage: str) -> dict[str, str]:
+    """What is known of the model that a stage left, in Markdown, by heading; empty where nothing is."""
+    return {
+        "Model": _model(run, recipe),
+        "Training": _training(run, stage),
+        "Evaluation": _evaluation(run, stage),
+        "Benchmarks": _benchmarks(run, stage),
+        "Audit": _audit(run),
+    }
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -50,10 +52,10 @@ def _model(run: RunDir, recipe: Recipe) -> str:
     return "## Model\n\n" + table(["", ""], rows)
 
 
-def _training(run: RunDir) -> str:
+def _training(run: RunDir, stage: str) -> str:
     stages = run.state()["stages"]
     rows = []
-    for name in STAGES:
+    for name in STAGES[: STAGES.index(stage) + 1]:
         if (summary := read_json(run / name / "summary.json")) and stages.get(name, {}).get("finished"):
             steps, model = summary["steps"], summary.get("model_step", summary["steps"])
             loss = summary["final_validation_loss" if model == steps else "best_validation_loss"]
@@ -85,8 +87,8 @@ def _training(run: RunDir) -> str:
     return f"## Training\n\n{table(header, rows)}\n\n{note}" if rows else ""
 
 
-def _evaluation(run: RunDir) -> str:
-    results = read_json(run / run.last_trained() / "evaluation" / "results.json")
+def _evaluation(run: RunDir, stage: str) -> str:
+    results = read_json(run / stage / "evaluation" / "results.json")
     if not results:
         return ""
     loss = results["loss"]
@@ -129,9 +131,8 @@ def _evaluation(run: RunDir) -> str:
     return "\n\n".join(parts)
 
 
-def _benchmarks(run: RunDir) -> str:
+def _benchmarks(run: RunDir, stage: str) -> str:
     """What `leveret evaluate --suite` left, with the weights it was measured on."""
-    stage = run.last_trained()
     results = read_json(run / stage / "evaluation" / "suite" / "results.json")
     if not results:
         return ""

@@ -10,6 +10,10 @@ import typer
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run: DIR or name, /STAGE and @STEP after it if wished.")]
 
+Licence = Annotated[
+    str | None, typer.Option("--license", help="Of the weights, as the Hub names it (mit, apache-2.0); for the card.")
+]
+
 export_app = typer.Typer(help="Write a model in the formats of other tools.")
 
 
@@ -19,11 +23,12 @@ def huggingface(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     max_shard_size: Annotated[str, typer.Option(help="Of a file of weights, such as 500MB.")] = "5GB",
+    licence: Licence = None,
 ) -> None:
     """Write a model as transformers loads it: Llama-, Mistral-, Qwen3- and GPT-2-shaped ones without code of ours."""
     from leveret.export.write import export_model
 
-    remote = export_model(run, folder, dtype, max_shard_size)
+    remote = export_model(run, folder, dtype, max_shard_size, licence=licence)
     print(f"AutoModelForCausalLM.from_pretrained({str(folder)!r}{', trust_remote_code=True' * remote})")
 
 
@@ -39,3 +44,10 @@ def gguf(
     for note in export_gguf(run, file, dtype):
         print(f"note: {note}", file=sys.stderr)
     print(f"leveret chat {file} --backend llamacpp")
+
+
+def card(run: RunName, licence: Licence = None) -> None:
+    """Write the model card of a run to card.md in it: all that is known of the model, and what is not."""
+    from leveret.export.card import write_card_of_run
+
+    print(write_card_of_run(run, licence))

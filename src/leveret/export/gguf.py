@@ -65,7 +65,7 @@ def export_gguf(reference: str, path: Path, dtype: str = "f16") -> list[str]:
         raise UserError(f"{path} is there already; take another name")
     gguf = import_gguf()
     source = find_source(reference)
-    facts = _facts(source.config)
+    facts = shape_in_llamacpp(source.config)
     architecture = ARCHITECTURES[facts["architectures"][0]]
     partial = path.with_name(f".{path.name}.partial")
     writer = gguf.GGUFWriter(partial, architecture)
@@ -101,8 +101,12 @@ def import_gguf() -> Any:
     return gguf
 
 
-def _facts(config: ModelConfig) -> dict[str, Any]:
-    """The shape as transformers' keys, if llama.cpp has an architecture for it."""
+def shape_in_llamacpp(config: ModelConfig) -> dict[str, Any]:
+    """The shape as transformers' keys.
+
+    Raises:
+        UserError: llama.cpp has no architecture for it.
+    """
     try:
         facts = facts_of(config)
     except NoClass as error:

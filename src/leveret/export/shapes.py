@@ -140,7 +140,7 @@ def _gpt2(facts: Facts) -> dict[str, Any]:
 
 
 def _own(facts: Facts) -> dict[str, Any]:
-    """The knobs of a shape that was written by `facts_of_ours`; what transformers adds to a config.json is passed over.
+    """The knobs of a shape that `_facts_of_ours` wrote; what transformers adds to a config.json is passed over.
 
     On disk weights are in the half layout, whatever they were trained in.
     """
@@ -187,7 +187,15 @@ def facts_of(config: ModelConfig) -> dict[str, Any]:
     return {"architectures": [names[kind]], "model_type": kind} | _of_llama(config, kind)
 
 
-def facts_of_ours(config: ModelConfig) -> dict[str, Any]:
+def facts_for_transformers(config: ModelConfig) -> dict[str, Any]:
+    """The content of config.json for any shape: of transformers' own class if it has one, of ours if not."""
+    try:
+        return facts_of(config)
+    except NoClass:
+        return _facts_of_ours(config)
+
+
+def _facts_of_ours(config: ModelConfig) -> dict[str, Any]:
     """The content of config.json for any shape, of the class that goes along in modeling_leveret.py."""
     names = {True: "sliding_attention", False: "full_attention"}
     left = {"rope_layout", "initializer_range", "residual_init"}  # of training; weights on disk are in the half layout

@@ -3,6 +3,7 @@
     RUN --> the shape as keys of transformers --> config.json, and modeling_leveret.py where transformers has no class
         --> weights under transformers' names --> model.safetensors, or pieces of it and their index
         --> tokenizer/ as it is ----------------> tokenizer.json, tokenizer_config.json
+        --> what the run knows of the model ----> README.md, the model card, and pictures of its loss
 
 Shapes that transformers has a class for load in it without code of ours, and in whatever reads its files. The others
 bring a short modelling file, which we ourselves do not need to read them back.
@@ -21,10 +22,10 @@ import torch
 from torch import Tensor
 
 from leveret.errors import UserError
+from leveret.export.card import write_card
 from leveret.export.sampling import facts_of_sampling
-from leveret.export.shapes import OWN, STAGE, NoClass, facts_of, facts_of_ours
+from leveret.export.shapes import OWN, STAGE, facts_for_transformers
 from leveret.export.source import find_source
-from leveret.model.config import ModelConfig
 from leveret.rundir import write_json
 from leveret.training.tensorfile import write_tensors
 
@@ -35,12 +36,21 @@ SHARD_SIZE = "5GB"
 """Of a file of weights, at most; the Hub and most disks are at ease with it."""
 
 
-def export_model(reference: str, folder: Path, dtype: str = "float32", max_shard_size: str = SHARD_SIZE) -> bool:
+def export_model(
+    reference: str,
+    folder: Path,
+    dtype: str = "float32",
+    max_shard_size: str = SHARD_SIZE,
+    name: str | None = None,
+    licence: str | None = None,
+) -> bool:
     """Writes RUN, RUN/STAGE or RUN/STAGE@STEP as a new folder; adapters are merged.
 
     Args:
         dtype: of the weights on disk, a key of DTYPES.
         max_shard_size: of a file of weights, such as 500MB; a tensor that is larger has a file of its own.
+        name: by which the card loads the model. None: the folder's.
+        licence: of the weights, as the Hub names it, for the card.
 
     Returns:
         Whether transformers needs our modelling file to load it.
@@ -56,7 +66,7 @@ def export_model(reference: str, folder: Path, dtype: str = "float32", max_shard
     source = find_source(reference)
     config, tokenizer = source.config, source.tokenizer
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
-    shape = shape_facts(config)
+    shape = facts_for_transformers(config)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     tokenizer.save(partial, model_max_length=config.max_position_embeddings)
@@ -68,18 +78,11 @@ def export_model(reference: str, folder: Path, dtype: str = "float32", max_shard
     remote: bool = shape["architectures"] == [OWN]
     if remote:
         shutil.copyfile(MODELLING, partial / MODELLING.name)
+    write_card(source, partial, name or folder.name, licence)
     if folder.exists():
         folder.rmdir()
     partial.rename(folder)
     return remote
-
-
-def shape_facts(config: ModelConfig) -> dict[str, Any]:
-    """The shape as keys of transformers' own class if it has one, of ours if not."""
-    try:
-        return facts_of(config)
-    except NoClass:
-        return facts_of_ours(config)
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor], limit: int) -> None:
