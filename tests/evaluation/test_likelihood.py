@@ -70,14 +70,15 @@ def test_a_beginning_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [12]  # ten of the context, and of each continuation all but the last
 
 
-def test_batches_hold_few_tokens_and_little_is_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_hold_many_groups_and_batches_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(likelihood.BATCH_TOKENS, "cpu", 40)
+    monkeypatch.setattr(likelihood, "ROW_TOKENS", 20)
     model, shapes = decoder(), []
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden", lambda ids, *rest: shapes.append(ids.shape) or hidden(ids, *rest))
-    groups = [[Pair([1] * length, [2])] for length in (3, 20, 4, 19, 3, 20)]
+    groups = [[Pair([number + 1] * size, [2])] for number, size in enumerate((3, 23, 7, 20, 6, 10, 4))]
     found = likelihoods(model, groups)
-    assert shapes == [(2, 20), (2, 19), (2, 3)]
+    assert shapes == [(1, 23), (2, 20), (1, 10)]  # one too long, then 20 and 10 + 7 + 3, then 6 + 4
     for group, each in zip(groups, found, strict=True):
         assert each[0].loglikelihood == pytest.approx(plainly(model, group[0])[0], abs=1e-4)
 

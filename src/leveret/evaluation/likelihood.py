@@ -1,16 +1,17 @@
 """How likely a model finds continuations of contexts: what is shared is computed once.
 
-    texts --encode_pair--> ids --_plant--> one tree a group --by size--> batches --> log-likelihoods
+    texts --encode_pair--> ids --_plant--> one tree a group --_rows--> rows --> batches --> log-likelihoods
 
 The sequences of a group (a question's choices) that begin alike share their beginning, wherever they part: a group
-becomes one row, each token of which sees the tokens that lead to it. Logits are made only where a continuation is
-read. Neither changes a result by more than rounding.
+becomes a tree, each token of which sees the tokens that lead to it. A row holds as many trees as fill it, so that
+little is padding. Logits are made only where a continuation is read. None of it changes a result by more than rounding.
 
 Letters: B rows, T tokens, C hidden size, N places that logits are made at, V vocabulary.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -25,9 +26,11 @@ from leveret.model.decoder import Decoder
 from leveret.model.masks import Masks
 from leveret.tokenizer.tokenizer import Tokenizer
 
-BATCH_TOKENS = {"cpu": 2048}
+BATCH_TOKENS = {"cpu": 1024}
 """Most tokens of a batch, padding too: on a CPU few, whose activations stay in the cache."""
 GPU_BATCH_TOKENS = 32768
+ROW_TOKENS = 256
+"""Of a row, unless a tree is longer: attention looks at a whole row, so that long ones cost more."""
 HEAD_BYTES = 64 << 20
 """Of the logits that are made at once."""
 
@@ -79,7 +82,7 @@ class _Tree:
     """A group's sequences in one row, a token after its parent.
 
     places: nodes that logits are made at, with their numbers. read: for each pair, (place, id that follows). missing:
-    its Likelihood's cut and unscored. branches: some token is not after the one before it.
+    its Likelihood's cut and unscored. branches: some token is not after the one before it. number: of the group.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -89,11 +92,18 @@ class _Tree:
     read: list[list[tuple[int, int]]] = field(default_factory=list)
     missing: list[tuple[int, int]] = field(default_factory=list)
     branches: bool = False
+    number: int = 0
+
+    def look(self, seen: np.ndarray) -> None:
+        """Tells each token what it sees: itself, as bool [T, T] says already, and what leads to it."""
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[node] |= seen[parent]
 
 
-def _plant(group: Sequence[Pair], context: int) -> _Tree:
+def _plant(number: int, group: Sequence[Pair], context: int) -> _Tree:
     """Of sequences longer than a model's context plus the last token, which is only read, the beginning is cut."""
-    tree = _Tree()
+    tree = _Tree(number=number)
     children: dict[tuple[int, int], int] = {}
     for pair in group:
         whole = pair.context + pair.continuation
@@ -116,53 +126,63 @@ def _plant(group: Sequence[Pair], context: int) -> _Tree:
     return tree
 
 
-def _batches(trees: Sequence[_Tree], most: int) -> Iterator[list[int]]:
-    """Numbers of the trees, the longest first; those without branches apart, for causal order is their mask."""
-    order = sorted(range(len(trees)), key=lambda i: (trees[i].branches, len(trees[i].ids)), reverse=True)
-    batch: list[int] = []
-    for number in order:
-        tree = trees[number]
-        if batch:
-            longest, branches = len(trees[batch[0]].ids), trees[batch[0]].branches
-            if branches != tree.branches or (len(batch) + 1) * longest > most:
-                yield batch
-                batch = []
-        batch.append(number)
-    if batch:
-        yield batch
+def _rows(trees: Sequence[_Tree]) -> list[list[_Tree]]:
+    """Trees put together into rows of about ROW_TOKENS, each where the least room is left over (best fit, the largest
+    first); the longest row first.
+    """
+    rows: list[list[_Tree]] = []
+    room: list[tuple[int, int]] = []  # of each row, and its number; ascending
+    for tree in sorted(trees, key=lambda tree: len(tree.ids), reverse=True):
+        size = len(tree.ids)
+        at = bisect_left(room, (size, 0))
+        if at == len(room):
+            left, number = max(ROW_TOKENS - size, 0), len(rows)
+            rows.append([tree])
+        else:
+            left, number = room.pop(at)
+            left -= size
+            rows[number].append(tree)
+        insort(room, (left, number))
+    return sorted(rows, key=_tokens, reverse=True)
 
 
-def _seen(trees: Sequence[_Tree], tokens: int) -> np.ndarray:
-    """Which tokens each sees: itself and those that lead to it; bool [B, T, T]. Padding sees itself alone."""
-    seen = np.zeros((len(trees), tokens, tokens), dtype=bool)
-    seen[:, range(tokens), range(tokens)] = True
-    for row, tree in zip(seen, trees, strict=True):
-        for node, parent in enumerate(tree.parents):
-            if parent >= 0:
-                row[node] |= row[parent]
-    return seen
+def _tokens(row: Sequence[_Tree]) -> int:
+    return sum(len(tree.ids) for tree in row)
 
 
-def _hidden(model: Decoder, trees: Sequence[_Tree], device: torch.device) -> Tensor:
+def _batches(rows: Sequence[list[_Tree]], most: int) -> Iterator[list[list[_Tree]]]:
+    """So many of the rows in order that with their padding they are at most as long, or one alone."""
+    begin = 0
+    while begin < len(rows):
+        end = begin + max(1, most // max(1, _tokens(rows[begin])))
+        yield list(rows[begin:end])
+        begin = end
+
+
+def _hidden(model: Decoder, rows: Sequence[list[_Tree]], device: torch.device) -> Tensor:
     """Hidden states of a batch's places, one tree after the other [N, C]."""
-    tokens = max(len(tree.ids) for tree in trees)
-    ids, positions = np.zeros((2, len(trees), tokens), dtype=np.int64)
-    for row, tree in enumerate(trees):
-        ids[row, : len(tree.ids)] = tree.ids
-        positions[row, : len(tree.ids)] = tree.positions
+    tokens = _tokens(rows[0])
+    ids, positions = np.zeros((2, len(rows), tokens), dtype=np.int64)
+    seen = np.zeros((len(rows), tokens, tokens), dtype=bool)
+    seen[:, range(tokens), range(tokens)] = True  # padding sees itself alone
+    places: list[tuple[int, int]] = []
+    for number, row in enumerate(rows):
+        begin = 0
+        for tree in row:
+            part = slice(begin, begin + len(tree.ids))
+            ids[number, part], positions[number, part] = tree.ids, tree.positions
+            tree.look(seen[number, part, part])
+            places += [(number, begin + node) for node in tree.places]
+            begin = part.stop
     ids_BT = torch.from_numpy(ids).to(device)
-    if not trees[0].branches:
+    if all(len(row) == 1 and not row[0].branches for row in rows):  # causal order says what is seen
         hidden = model.hidden(ids_BT)
     else:
-        positions_BT = torch.from_numpy(positions).to(device)
-        seen = torch.from_numpy(_seen(trees, tokens)).to(device)[:, None]  # [B, 1, T, T]
+        positions_BT, seen_BTT = torch.from_numpy(positions).to(device), torch.from_numpy(seen).to(device)
         window = model.config.sliding_window
-        near = (
-            seen if window is None else seen & (positions_BT[:, None, :, None] - positions_BT[:, None, None] < window)
-        )
-        hidden = model.hidden(ids_BT, positions_BT, Masks(seen, near))
-    rows = [row for row, tree in enumerate(trees) for _ in tree.places]
-    return hidden[rows, [node for tree in trees for node in tree.places]]
+        near = seen_BTT if window is None else seen_BTT & (positions_BT[:, :, None] - positions_BT[:, None] < window)
+        hidden = model.hidden(ids_BT, positions_BT, Masks(seen_BTT[:, None], near[:, None]))
+    return hidden[[row for row, _ in places], [node for _, node in places]]
 
 
 def _read(model: Decoder, hidden_NC: Tensor, place: Tensor, token: Tensor) -> tuple[list[float], list[bool]]:
@@ -172,9 +192,11 @@ def _read(model: Decoder, hidden_NC: Tensor, place: Tensor, token: Tensor) -> tu
     for begin in range(0, len(hidden_NC), step):
         logits_NV = model.head(hidden_NC[begin : begin + step]).float()
         first, last = torch.searchsorted(place, torch.tensor([begin, begin + step], device=place.device)).tolist()
-        at, read = place[first:last] - begin, token[first:last]
-        values += (logits_NV[at, read] - logits_NV.logsumexp(dim=-1)[at]).tolist()
-        best += (logits_NV.argmax(dim=-1)[at] == read).tolist()
+        at = place[first:last] - begin
+        found, most = logits_NV[at, token[first:last]], logits_NV.amax(dim=-1)
+        best += (found == most[at]).tolist()
+        total = most + logits_NV.sub_(most[:, None]).exp_().sum(dim=-1).log_()  # without a copy of the table's width
+        values += (found - total[at]).tolist()
     return values, best
 
 
@@ -188,26 +210,25 @@ def likelihoods(model: Decoder, groups: Sequence[Sequence[Pair]]) -> list[list[L
         model: on its device, in its dtype, not in training mode.
     """
     device = model.norm.get_parameter("weight").device  # matrices may be packed
-    trees = [_plant(group, model.config.max_position_embeddings) for group in groups]
+    trees = [_plant(number, group, model.config.max_position_embeddings) for number, group in enumerate(groups)]
     results: list[list[Likelihood]] = [[] for _ in groups]
-    for batch in _batches(trees, BATCH_TOKENS.get(device.type, GPU_BATCH_TOKENS)):
-        chosen = [trees[number] for number in batch]
-        starts = np.cumsum([0, *(len(tree.places) for tree in chosen)])
-        edges = [
-            (int(start) + place, token, row, pair)
-            for row, (tree, start) in enumerate(zip(chosen, starts, strict=False))
+    for rows in _batches(_rows(trees), BATCH_TOKENS.get(device.type, GPU_BATCH_TOKENS)):
+        chosen = [tree for row in rows for tree in row]
+        starts = np.cumsum([0, *(len(tree.places) for tree in chosen)]).tolist()
+        edges = sorted(
+            (start + place, token, at, pair)
+            for at, (tree, start) in enumerate(zip(chosen, starts, strict=False))
             for pair, reads in enumerate(tree.read)
             for place, token in reads
-        ]
-        edges.sort(key=lambda edge: edge[0])
+        )
         place, token = (torch.tensor([edge[i] for edge in edges], dtype=torch.long, device=device) for i in (0, 1))
-        values, best = _read(model, _hidden(model, chosen, device), place, token)
+        values, best = _read(model, _hidden(model, rows, device), place, token)
         sums = [[0.0] * len(tree.read) for tree in chosen]
         greedy = [[True] * len(tree.read) for tree in chosen]
-        for (_, _, row, pair), value, likeliest in zip(edges, values, best, strict=True):
-            sums[row][pair] += value
-            greedy[row][pair] &= likeliest
-        for row, number in enumerate(batch):
-            found = zip(sums[row], greedy[row], chosen[row].missing, strict=True)
-            results[number] = [Likelihood(value, all_best, *missing) for value, all_best, missing in found]
+        for (_, _, at, pair), value, likeliest in zip(edges, values, best, strict=True):
+            sums[at][pair] += value
+            greedy[at][pair] &= likeliest
+        for at, tree in enumerate(chosen):
+            found = zip(sums[at], greedy[at], tree.missing, strict=True)
+            results[tree.number] = [Likelihood(value, all_best, *missing) for value, all_best, missing in found]
     return results
