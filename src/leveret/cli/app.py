@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from leveret.cli import data, speak, train
-from leveret.cli.exporting import card, export_app
+from leveret.cli.exporting import card, export_app, publish
 from leveret.cli.importing import import_app
 from leveret.cli.inspect import inspect_app
 from leveret.cli.launch import launch_app
@@ -53,6 +53,7 @@ speak.add_verbs(app)
 app.command()(serve)
 app.command()(quantize)
 app.command()(card)
+app.command()(publish)
 
 
 @app.command()

@@ -51,3 +51,33 @@ def card(run: RunName, licence: Licence = None) -> None:
     from leveret.export.card import write_card_of_run
 
     print(write_card_of_run(run, licence))
+
+
+def publish(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, or a folder that `leveret export hf` wrote.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="USER/NAME on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="A new repository is seen by its owner alone.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and send nothing.")] = False,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    max_shard_size: Annotated[str, typer.Option(help="Of a file of weights, such as 500MB.")] = "5GB",
+    licence: Licence = None,
+) -> None:
+    """Send a model with its card to the Hugging Face Hub, in one commit; the token is the environment's HF_TOKEN."""
+    from leveret.export.publish import check_name, check_token, files_of, folder_of
+    from leveret.export.publish import publish as send
+
+    place = check_name(repo)
+    if not dry_run:
+        check_token()  # before an export that may take long
+    with folder_of(run, repo, dtype, max_shard_size, licence) as folder:
+        files = files_of(folder)
+        wide, long = max(len(file.name) for file in files), max(len(f"{file.size:,}") for file in files)
+        for file in files:
+            print(f"{file.name:<{wide}}  {file.size:>{long},} bytes  sha256 {file.sha256}")
+        print(f"{len(files)} files, {sum(file.size for file in files):,} bytes, to {place}", flush=True)
+        if dry_run:
+            print(
+                f"a {'private' if private else 'public'} repository would be made, if there is none; nothing was sent"
+            )
+        else:
+            print(send(folder, files, repo, private))
