@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from leveret.audit.finding import Stamp
+from leveret.audit.stage import AUDIT, read_stamps
 from leveret.model.counts import count_parameters
 from leveret.recipe import Recipe
 from leveret.rundir import RunDir, read_json
@@ -35,6 +38,11 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table, its first column left-aligned and the others right-aligned."""
     lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def table_of_words(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table of texts, all to the left."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, [":--"] * len(header), *rows])
 
 
 def _model(run: RunDir, recipe: Recipe) -> str:
@@ -154,18 +162,38 @@ def _benchmarks(run: RunDir, stage: str) -> str:
 
 
 def _audit(run: RunDir) -> str:
-    facts = read_json(run / "audit.json")
-    if not facts:
+    """The stamp: every audit with its state, then what was found, then the scores of clean examples alone."""
+    stamps = list(read_stamps(run).values())
+    if not stamps:
         return ""
-    leaks = sum(len(found) for found in facts["leaks"].values())
-    dropped = sum(sum(kinds.values()) for kinds in facts.get("dropped", {}).values())
-    left_out = f" {dropped} training examples were held out too and are left out of training." if dropped else ""
-    held_out = ", ".join(f"{name} {count}" for name, count in facts["held_out"].items())
-    return (
-        f"## Audit\n\n{leaks} held-out examples leak. Compared word for word, normalised, and as near-duplicates: "
-        f"{held_out}; against {facts['training_examples']:,} training examples and every document of pretraining."
-        f"{left_out}"
-    )
+    dropped = (read_json(run / AUDIT) or {}).get("dropped", {})
+    left_out = sum(sum(kinds.values()) for kinds in dropped.values())
+    parts = ["## Audit", table_of_words(["audit", "state", "looked at"], [_stamp(stamp) for stamp in stamps])]
+    parts += [
+        "\n".join(f"- {stamp.audit}, {finding.severity}: {finding.told()}" for finding in stamp.findings)
+        for stamp in stamps
+        if stamp.findings
+    ]
+    if left_out:
+        parts.append(f"{left_out} training examples were held out too and are left out of training.")
+    if rows := [row for stamp in stamps for row in _clean(stamp)]:
+        parts.append(table(["set", "score", "all", "contaminated", "clean alone", "95% interval"], rows))
+    return "\n\n".join(parts)
+
+
+def _stamp(stamp: Stamp) -> list[str]:
+    state = f"{len(stamp.findings)} found" if stamp.findings else stamp.state
+    return [stamp.audit, state, (stamp.not_run or stamp.looked_at).replace("|", "\\|")]
+
+
+def _clean(stamp: Stamp) -> Iterator[list[str]]:
+    for name, metrics in stamp.facts.get("clean", {}).items():
+        for metric, figures in metrics.items():
+            clean = ["", ""]
+            if figures["accuracy"] is not None:
+                low, high = figures["interval_95"]
+                clean = [f"{figures['accuracy']:.1%}", f"{low:.1%} to {high:.1%}"]
+            yield [name, metric, f"{figures['of_all']:.1%}", str(figures["left_out"]), *clean]
 
 
 def _pictures(run: RunDir) -> str:

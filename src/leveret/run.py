@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from leveret.audit import audit_recipe, without_leaks
+from leveret.audit.leaks import without_leaks
 from leveret.config import cache_dir
 from leveret.data.config import ExamplesConfig, OriginConfig
 from leveret.data.contamination import facts as contamination_facts
@@ -387,27 +387,19 @@ class Run:
     # -- audit ----------------------------------------------------------------------------------------------------
 
     def audit(self) -> None:
-        """Refuses to go on when a held-out example stands in what is trained on."""
+        """Refuses to go on when what is trained on, or its tokenizer, is not what was meant."""
+        from leveret.audit.stage import audit_before_training
+
         recipe = self.recipe
-        if not recipe.evaluate.sets:
-            return
         tuning = [source for config in recipe.tuning.values() for source in config.examples]
         every = [*recipe.data.sources, *tuning, *recipe.evaluate.sets.values()]
-        inputs = {"the data or the held-out sets": self._id_of(every)}
+        shards = {stage: self.store(stage).manifest for stage in self.training}
+        inputs = {"the data or the held-out sets": digest([self._id_of(every), shards])}
         if dropping := [stage for stage, config in recipe.tuning.items() if config.drop_leaks]:
             inputs |= {"drop_leaks": ", ".join(dropping)}
 
         def do() -> None:
-            held_out = {name: list(self.examples_of([source])) for name, source in recipe.evaluate.sets.items()}
-            trained_on = [example for stage in recipe.tuning for example in self.trained_on(stage)]
-            dropped = {
-                stage: self.store(stage).manifest["dropped_leaks"] for stage in dropping if stage in self.training
-            }
-            result = audit_recipe(trained_on, self.corpus(), held_out, dropped)
-            write_json(self.run / "audit.json", result.facts)
-            self.console.print(f"audit: {result.summary}")
-            if result.leaks:
-                raise UserError(result.refusal(str(self.run / "audit.json")))
+            self.console.print(f"audit: {audit_before_training(self)}")
 
         self._stage("audit", inputs, do)
 
@@ -443,8 +435,11 @@ class Run:
         self._stage("evaluate", inputs, lambda: evaluate_run(self, model, config))
 
     def report(self) -> None:
+        from leveret.audit.stage import audit_after_training
         from leveret.report import write_report
 
+        planned = {stage: self.steps_of(stage, config) for stage, config in self.training.items()}
+        audit_after_training(self.run, self.recipe, planned)
         path = write_report(self.run, self.recipe)
         self.console.print(f"report: {path}")
 

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from leveret.api import LoadedModel, load_model
+from leveret.audit.stage import audit_benchmarks
 from leveret.data.batches import Batches
 from leveret.data.config import ExamplesConfig
 from leveret.data.shards import TokenStore
@@ -39,6 +40,7 @@ from leveret.recipe import digest
 from leveret.report import write_report
 from leveret.run import Run
 from leveret.rundir import RunDir, find_run, read_json, write_json
+from leveret.tasks.benchmarks import load_benchmark
 from leveret.tasks.shell.sandbox import lack
 from leveret.tokenizer.tokenizer import Tokenizer
 from leveret.training.checkpoint import Checkpoint, find_checkpoint, steps_on_disk
@@ -381,6 +383,9 @@ def evaluate_on_suite(
         for task in found.tasks:
             write_rows(folder / f"{task}.jsonl", [row for row in found.rows if row["task"] == task])
         write_json(folder / "results.json", facts)
+        run = Run(loaded.recipe, Path.cwd(), loaded.run.path, console, device)
+        stamp = audit_benchmarks(run, {task: load_benchmark(task, bench).questions for task in tasks}, folder)
+        console.print(f"audit: benchmarks {stamp.state}; {stamp.not_run or stamp.looked_at}", highlight=False)
         write_report(loaded.run, loaded.recipe)
     return facts
 

@@ -114,7 +114,7 @@ def test_the_audit_and_the_evaluation_are_in_the_report(tiny: TinyRun) -> None:
     assert len(rows) == 16
     report = (tiny.path / "report.md").read_text()
     assert "| held | 16 | 16 | 100.0% |" in report
-    assert "0 held-out examples leak" in report
+    assert "| leaks | passed | 16 held-out examples against 240 training examples and the corpus: none leak" in report
     for picture in ("pretrain/plots/loss.png", "finetune/plots/rates.png"):
         assert f"({picture})" in report
     assert "To show" in (tiny.path / "pretrain" / "samples.md").read_text()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from leveret.cli.options import Overrides, RecipeName, open_run
 
@@ -17,7 +18,23 @@ tokenizer_app = typer.Typer(
     help="The tokenizer: its corpus, its training, what it does to a text.", no_args_is_help=True
 )
 data_app = typer.Typer(help="Data: what filters do, what shards hold, whether they are whole.", no_args_is_help=True)
-audit_app = typer.Typer(help="Checks that an evaluation is honest.", no_args_is_help=True)
+
+
+class _AuditGroup(TyperGroup):
+    """`leveret audit RUN` is `leveret audit show RUN`."""
+
+    def parse_args(self, context: Any, arguments: list[str]) -> list[str]:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in self.commands:
+            arguments = ["show", *arguments]
+        return super().parse_args(context, arguments)
+
+
+audit_app = typer.Typer(
+    help="Checks that an evaluation is honest, and training what was meant. `leveret audit RUN` shows a run's, and "
+    "`leveret audit RECIPE` does those that come before training.",
+    no_args_is_help=True,
+    cls=_AuditGroup,
+)
 
 
 @tokenizer_app.command("corpus")
@@ -210,6 +227,30 @@ def verify(where: Shards) -> None:
 
 @audit_app.callback()
 def _group() -> None: ...
+
+
+@audit_app.command("show")
+def audit_show(
+    where: Annotated[str, typer.Argument(metavar="RUN|RECIPE", help="A run, or a recipe, which is prepared first.")],
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Where a recipe's run goes. [runs/NAME]")] = None,
+) -> None:
+    """Say what the audits of a run or a recipe found; exit code 1 when anything was found."""
+    from leveret.audit.finding import lines
+    from leveret.audit.stage import read_stamps
+    from leveret.errors import UserError
+    from leveret.rundir import find_run
+
+    try:
+        run = find_run(where)[0]
+    except UserError:
+        work = open_run(where, overrides, run_dir)
+        run = work.run
+        work.upto("audit")
+    if not (stamps := list(read_stamps(run).values())):
+        raise UserError(f"{run.path} has not been audited; `leveret run {run / 'recipe.yaml'}` does it")
+    print(*lines(stamps), sep="\n")
+    raise typer.Exit(1 if any(stamp.findings for stamp in stamps) else 0)
 
 
 @audit_app.command("contamination")

@@ -232,8 +232,8 @@ def _dropped(manifest: dict[str, Any]) -> dict[str, int]:
 
 
 def _audit(facts: dict[str, Any]) -> dict[str, Any] | None:
-    """How many held-out examples leak, out of how many."""
-    if not facts:
+    """How many held-out examples leak, out of how many; None where there are none."""
+    if not facts.get("held_out"):
         return None
     leaks = sum(len(found) for found in facts.get("leaks", {}).values())
     return {"leaks": leaks, "held_out": facts.get("held_out", {}), "training_examples": facts.get("training_examples")}

@@ -7,12 +7,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
+from leveret.audit.finding import Finding, Stamp
 from leveret.data.examples import Example
 from leveret.data.leaks import KINDS, find_leaks, find_leaks_in_text, leaking
 from leveret.data.mixtures import Drawn
 from leveret.data.sources import Document
 
 T = TypeVar("T")
+WAYS = {
+    "examples": "--drop-leaks leaves such examples out",
+    "corpus": "data.decontaminate leaves such documents out",
+}
+SHOWN = 20
+"""Leaks of a place that the stamp names; audit.json names all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +30,26 @@ class Audit:
     summary: str
     facts: dict[str, Any]
 
+    def stamp(self) -> Stamp:
+        """What the report shows of it."""
+        if not self.facts["held_out"]:
+            return Stamp("leaks", not_run="there is no held-out set in the recipe (evaluate.sets)")
+        findings = [
+            Finding(
+                "error",
+                f"{leak['kind']}: {leak['instruction'][:120]!r} stands in the {place}",
+                leak["set"],
+                WAYS[place],
+            )
+            for place, leaks in self.facts["leaks"].items()
+            for leak in leaks[:SHOWN]
+        ]
+        return Stamp("leaks", findings, self.summary)
+
     def refusal(self, where: str) -> str:
         """Why this is not trained on, and how to go on; `where` names every leak."""
-        ways = {
-            "examples": "--drop-leaks leaves such examples out",
-            "corpus": "data.decontaminate leaves such documents out",
-        }
         told = []
-        for place, way in ways.items():
+        for place, way in WAYS.items():
             if kinds := Counter(leak["kind"] for leak in self.facts["leaks"][place]):
                 counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
                 told.append(f"the {place} ({counts}; {way})")

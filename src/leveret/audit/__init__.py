@@ -1,0 +1,13 @@
+"""Audits: checks that an evaluation is honest, and that what is trained can be what was meant.
+
+    recipe, tokenizer, shards, held-out sets --stage.py--> before training: audit.json; an error stops it
+    metrics, evaluation                      --stage.py--> after training: audit.json, report.md
+
+    leaks.py          held-out examples in what is trained on
+    contamination.py  runs of 13 words of evaluation sets in it, and the score without such examples
+    splits.py         validation against training
+    tokens.py         special tokens, and text that cannot be written
+    schedule.py       whether the schedule ended when training did
+
+Each is a function that returns a Stamp (finding.py): passed, findings, or not run and why.
+"""

@@ -1,0 +1,81 @@
+"""Contamination of evaluation sets, by set, and the score of a model on the examples that are clean.
+
+An example is dirty where a run of 13 of its words stands in what was trained on (data/contamination.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from leveret.audit.finding import Finding, Stamp, count
+from leveret.data.contamination import contamination
+from leveret.data.examples import Example
+from leveret.data.overlap import NGRAM, NgramIndex, Passage
+from leveret.data.sources import Document
+from leveret.evaluation.exact_match import wilson_interval
+from leveret.tasks.benchmarks import Question
+
+HELD_OUT, BENCHMARKS = "contamination", "benchmarks"
+"""What the audits of held-out sets and of benchmarks are called."""
+
+
+def passages_of(held_out: dict[str, list[Example]]) -> list[Passage]:
+    """What is looked for of held-out sets: each question with its answer."""
+    return [
+        Passage(name, number, "\n".join(m.content for m in example.messages if m.role != "system"))
+        for name, examples in held_out.items()
+        for number, example in enumerate(examples)
+    ]
+
+
+def texts_of(examples: Iterable[Example], source: str) -> Iterable[Document]:
+    """Examples to train on, as documents to search."""
+    for number, example in enumerate(examples):
+        text = "\n".join(message.content for message in example.messages)
+        yield Document(text, source, f"{source}:{number + 1}")
+
+
+def questions_of(questions: Mapping[str, Sequence[Question]]) -> list[Passage]:
+    """What is looked for of benchmarks: each question with its right answer."""
+    return [
+        Passage(name, number, "".join(question.pairs[question.gold]))
+        for name, every in questions.items()
+        for number, question in enumerate(every)
+    ]
+
+
+def audit_contamination(passages: Sequence[Passage], trained_on: Iterable[Document], audit: str = HELD_OUT) -> Stamp:
+    """What of evaluation sets stands in what is trained on; reads it once. Which examples: `facts["sets"]`."""
+    if not passages:
+        return Stamp(audit, not_run="there is no evaluation set in the recipe (evaluate.sets)")
+    found = contamination(trained_on, NgramIndex.build(passages))
+    findings = [
+        Finding(
+            "warning",
+            f"{count(len(one.examples), 'example')} of {one.coverage.passages:,} share a run of {NGRAM} words with "
+            f"{count(one.documents, 'document')} of training; such as: {one.passages[0].text[:120]!r}",
+            name,
+            "name its file in data.decontaminate.sets, and quote the score without them",
+        )
+        for name, one in found.sets.items()
+        if one.examples
+    ]
+    documents = f"{count(found.documents, 'document')}, {found.characters / 1e6:,.1f} million characters"
+    return Stamp(audit, findings, f"{count(len(found.sets), 'set')} in {documents}", facts=found.facts())
+
+
+def clean_subset(correct: Sequence[bool], dirty: Iterable[int]) -> dict[str, Any]:
+    """The score without contaminated examples.
+
+    Args:
+        correct: of each example, in the set's order.
+        dirty: rows of contaminated examples, from 1, as `facts["sets"][name]["rows"]` has them.
+    """
+    out = set(dirty)
+    kept = [right for row, right in enumerate(correct, 1) if row not in out]
+    figures: dict[str, Any] = {"examples": len(kept), "correct": sum(kept), "left_out": len(correct) - len(kept)}
+    figures["of_all"] = sum(correct) / max(len(correct), 1)
+    if not kept:
+        return figures | {"accuracy": None, "interval_95": None}
+    return figures | {"accuracy": sum(kept) / len(kept), "interval_95": list(wilson_interval(sum(kept), len(kept)))}

@@ -1,0 +1,150 @@
+"""Mistakes of tokenizers: of special tokens and their roles, and of text that cannot be written.
+
+Of the published models one padded with an ordinary word, one looked its begin and end up under names that its tokenizer
+did not know, and its tokenizer had one and the same unknown token for `< > @ \\ ^ { | } ~`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+
+import numpy as np
+
+from leveret.audit.finding import Finding, Severity, Stamp, count
+from leveret.data.shards import TokenSplit
+from leveret.errors import UserError
+from leveret.tokenizer.template import sample_text
+from leveret.tokenizer.tokenizer import Tokenizer
+
+MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?[A-Za-z_][\w-]{0,40}>|\[/?[A-Z_]{2,20}\]")
+"""What looks like a special token in a rendered conversation."""
+STAND_INS = ("<s>", "</s>")
+"""Begin and end in `sample_text`, whatever the tokenizer's are."""
+SHOWN = 20
+"""Characters that a finding names."""
+
+
+# --- special tokens ----------------------------------------------------------------------------------------------
+
+
+def audit_tokenizer(tokenizer: Tokenizer, train: Mapping[str, TokenSplit], answers: bool) -> Stamp:
+    """The roles, the special tokens, those of the chat template, and whether the end token is ever trained on.
+
+    Args:
+        train: what each stage trains on that is to learn where a text or an answer ends.
+        answers: whether the model is to answer, and so to end its answers.
+    """
+    findings = [
+        *_roles(tokenizer),
+        *_special_tokens(tokenizer),
+        *_template(tokenizer),
+        *_end(tokenizer, train, "error" if answers else "warning"),
+    ]
+    looked_at = f"{count(len(tokenizer.special_tokens), 'special token')}, their roles, the chat template, the shards"
+    return Stamp("tokenizer", findings, looked_at)
+
+
+def _roles(tokenizer: Tokenizer) -> Iterator[Finding]:
+    for role, text in asdict(tokenizer.roles).items():
+        if text is None or role == "unk_token":
+            continue
+        index = getattr(tokenizer, role.replace("token", "id"))
+        where, mend = f"tokenizer.{role}", f"name one of {', '.join(list(tokenizer.special_tokens)[:8]) or 'its own'}"
+        if index == tokenizer.unk_id:
+            yield Finding("error", f"{text!r} is the unknown token (id {index})", where, mend)
+        elif text not in tokenizer.special_tokens:
+            yield Finding("error", f"{text!r} (id {index}) is an ordinary word, which stands in texts", where, mend)
+
+
+def _special_tokens(tokenizer: Tokenizer) -> Iterator[Finding]:
+    for text, index in tokenizer.special_tokens.items():
+        ids = tokenizer.encode(text, special=True)
+        if ids != [index]:
+            became = "the unknown token" if tokenizer.unk_id in ids else f"{count(len(ids), 'other token')}"
+            mend = "make it an added token of tokenizer.json"
+            yield Finding("error", f"{text!r} resolves to {became}, not to its id {index}", "tokenizer", mend)
+
+
+def _template(tokenizer: Tokenizer) -> Iterator[Finding]:
+    """Marks that the chat template writes and that are no special tokens."""
+    if tokenizer.chat_template is None:
+        return
+    try:
+        marks = dict.fromkeys(MARK.findall(sample_text(tokenizer.chat_template)))
+    except UserError:  # one that refuses the messages of the sample, such as a system message
+        return
+    for mark in marks:
+        if mark in tokenizer.special_tokens or mark in STAND_INS:
+            continue
+        ids = tokenizer.encode(mark, special=True)
+        unknown = tokenizer.unk_id is not None and tokenizer.unk_id in ids
+        became = "resolves to the unknown token" if unknown else f"is read as {count(len(ids), 'token')} of text"
+        yield Finding(
+            "error" if unknown else "warning",
+            f"the chat template writes {mark!r}, which {became}",
+            "tokenizer.template",
+            "add it to tokenizer.special_tokens, or take another template",
+        )
+
+
+def _end(tokenizer: Tokenizer, train: Mapping[str, TokenSplit], severity: Severity) -> Iterator[Finding]:
+    end = tokenizer.eos_id
+    if end is None:
+        what = "there is no end token: nothing tells the model where a text or an answer ends"
+        yield Finding(severity, what, "tokenizer.eos_token", "name a special token that ends documents and turns")
+        return
+    for stage, split in train.items():
+        learnt_from = (ids[mask] for ids, mask in zip(split.shards, split.masks, strict=True))
+        if not any(np.any(ids == end) for ids in (learnt_from if split.masks else split.shards)):
+            learnt = "is never learnt in" if split.masks else "stands nowhere in"
+            what = f"the end token {tokenizer.roles.eos_token!r} {learnt} {count(split.tokens, 'training token')}"
+            mend = "end documents with it, and answers through the chat template"
+            yield Finding("error", what, f"the shards of {stage}", mend)
+
+
+# --- text that cannot be written -----------------------------------------------------------------------------------
+
+
+def audit_characters(
+    tokenizer: Tokenizer, targets: Iterable[str], held_out: Iterable[str], corpus: Iterable[str]
+) -> Stamp:
+    """Characters that do not come back from the tokenizer, counted: in answers to learn, in held-out ones, in a corpus.
+
+    An unknown token in an answer to learn is an error; characters that come back as others, and other texts, warn.
+    """
+    findings, facts, total = [], {}, 0
+    for where, texts in (("answers", targets), ("held-out answers", held_out), ("the corpus", corpus)):
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(text)
+            total += 1
+        unknown, changed = _lost(tokenizer, counts)
+        severity: Severity = "error" if where == "answers" else "warning"
+        found: list[tuple[dict[str, int], Severity, str]] = [
+            (unknown, severity, "has no token for, so that they cannot be written"),
+            (changed, "warning", "gives back as others"),
+        ]
+        for lost, grave, how in found:
+            if lost:
+                shown = " ".join(f"{character!r} ({number:,})" for character, number in list(lost.items())[:SHOWN])
+                what = f"{count(len(lost), 'character')} that the tokenizer {how}: {shown}"
+                mend = "take one that falls back on bytes and keeps text as it is: kind bpe, or sentencepiece-bpe"
+                findings.append(Finding(grave, what, where, mend))
+        facts[where] = {"unknown": unknown, "changed": changed}
+    return Stamp("characters", findings, f"every character of {count(total, 'text')}", facts=facts)
+
+
+def _lost(tokenizer: Tokenizer, counts: Counter[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """The characters that have no token, and those that come back as others; the most frequent first."""
+    unknown, changed = {}, {}
+    for character, number in counts.most_common():
+        text = f"a{character}a"
+        ids = tokenizer.encode(text)
+        if tokenizer.unk_id is not None and tokenizer.unk_id in ids:
+            unknown[character] = number
+        elif tokenizer.decode(ids) != text:
+            changed[character] = number
+    return unknown, changed
