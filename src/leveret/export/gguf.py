@@ -3,6 +3,7 @@
     RUN --> the shape as keys of transformers --> llama.cpp's architecture and its keys
         --> weights under transformers' names --> llama.cpp's names, its order of rotated pairs, its formats of rows
         --> tokenizer (gguf_tokenizer.py) ------> tokens, merges or scores, pre-tokenizer, chat template
+        --> chat template, sampling ------------> FILE.Modelfile, for Ollama (modelfile.py)
 
 The names of tensors are those of the table in the gguf package. Rows that pad the table of embeddings are left out,
 since llama.cpp would draw tokens from them.
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from leveret.errors import UserError
 from leveret.export.gguf_tokenizer import add_tokenizer
+from leveret.export.modelfile import modelfile
 from leveret.export.shapes import NoClass, facts_of
 from leveret.export.source import Source, find_source
 from leveret.model.config import ModelConfig
@@ -47,22 +49,24 @@ TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
 def export_gguf(reference: str, path: Path, dtype: str = "f16") -> list[str]:
-    """Writes RUN, RUN/STAGE or RUN/STAGE@STEP as a new GGUF file; adapters are merged.
+    """Writes RUN, RUN/STAGE or RUN/STAGE@STEP as a new GGUF file, and a Modelfile for Ollama; adapters are merged.
 
     Args:
         dtype: of the matrices, a key of FILE_TYPES. Vectors stay f32; under q4_0 the embedding and the head are q8_0,
             and rows that are no multiple of a format's block are f16.
 
     Returns:
-        What llama.cpp will do otherwise than the model here, a line each.
+        What llama.cpp or Ollama will do otherwise than the model here, a line each.
 
     Raises:
         UserError: there is no such model, llama.cpp has none of its shape or with its tokenizer, or the file is there.
     """
     if dtype not in FILE_TYPES:
         raise UserError(f"--dtype {dtype} is not one of {', '.join(FILE_TYPES)}")
-    if path.exists():
-        raise UserError(f"{path} is there already; take another name")
+    beside = path.with_suffix(".Modelfile")
+    for file in (path, beside):
+        if file.exists():
+            raise UserError(f"{file} is there already; take another name")
     gguf = import_gguf()
     source = find_source(reference)
     facts = shape_in_llamacpp(source.config)
@@ -85,7 +89,9 @@ def export_gguf(reference: str, path: Path, dtype: str = "f16") -> list[str]:
     writer.write_tensors_to_file()
     writer.close()
     partial.rename(path)
-    return notes
+    text, more = modelfile(source, path.name)
+    beside.write_text(text, encoding="utf-8")
+    return notes + more
 
 
 def import_gguf() -> Any:

@@ -77,6 +77,21 @@ def render(
     return _encode_rendered(tokenizer, text, marks, hider)
 
 
+def render_text(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+) -> str:
+    """What the chat template writes, special tokens spelt out.
+
+    Raises UserError when there is no template or it refuses the messages.
+    """
+    if tokenizer.chat_template is None:
+        raise UserError("the tokenizer has no chat template; set tokenizer.template (command, chatml, ...)")
+    roles = {role: token for role, token in asdict(tokenizer.roles).items() if token is not None}
+    said = [dict(message) for message in messages]
+    text = _render_text(tokenizer.chat_template, messages=said, add_generation_prompt=add_generation_prompt, **roles)
+    return text.replace(BEGIN, "").replace(END, "")
+
+
 def sample_text(template: str) -> str:
     """The text of a short conversation under `template`, for comparing tokenizers."""
     roles = {"bos_token": "<s>", "eos_token": "</s>"}
