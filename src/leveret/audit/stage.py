@@ -6,11 +6,11 @@ after    schedule; the scores of the last evaluation without contaminated exampl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from leveret.audit.contamination import (
     BENCHMARKS,
@@ -26,21 +26,21 @@ from leveret.audit.leaks import audit_recipe
 from leveret.audit.schedule import audit_schedule
 from leveret.audit.splits import audit_validation
 from leveret.audit.tokens import audit_characters, audit_tokenizer
+from leveret.data.config import ExamplesConfig
 from leveret.data.contamination import Decontaminator
 from leveret.data.examples import Example
-from leveret.data.shards import TokenSplit
+from leveret.data.shards import TokenSplit, TokenStore
 from leveret.data.sources import Document
 from leveret.errors import UserError
 from leveret.posttraining.config import PosttrainingConfig, ReinforceConfig
+from leveret.recipe import Recipe
 from leveret.rundir import RunDir, read_json, write_json
 from leveret.strangers.documents import parse_json
 from leveret.strangers.files import read_limited
 from leveret.tasks.benchmarks import Question
+from leveret.tokenizer.tokenizer import Tokenizer
+from leveret.training.config import TrainingConfig
 from leveret.training.metrics import MOST_BYTES, read_metrics
-
-if TYPE_CHECKING:
-    from leveret.recipe import Recipe
-    from leveret.run import Run
 
 AUDIT = "audit.json"
 SAMPLE = 2000
@@ -51,7 +51,25 @@ BLOCK = 256
 """Documents that are searched together."""
 
 
-def audit_before_training(run: Run) -> str:
+class Work(Protocol):
+    """What audits ask of a run at work (run.py)."""
+
+    base_dir: Path
+
+    @property
+    def run(self) -> RunDir: ...
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def training(self) -> Mapping[str, TrainingConfig]: ...
+    def corpus(self) -> Iterator[Document]: ...
+    def examples_of(self, sources: Iterable[ExamplesConfig]) -> Iterator[Example]: ...
+    def trained_on(self, stage: str) -> list[Example]: ...
+    def store(self, stage: str) -> TokenStore: ...
+    def load_tokenizer(self) -> Tokenizer: ...
+
+
+def audit_before_training(run: Work) -> str:
     """Does the audits of what a run is about to train on, and writes audit.json. Returns them in a line.
 
     Raises:
@@ -74,7 +92,7 @@ def audit_before_training(run: Run) -> str:
     return "; ".join([*([leaks.summary] if held_out else []), *others])
 
 
-def _others(run: Run, held_out: dict[str, list[Example]], trained_on: list[Example]) -> Iterator[Stamp]:
+def _others(run: Work, held_out: dict[str, list[Example]], trained_on: list[Example]) -> Iterator[Stamp]:
     searched = chain(_corpus(run), texts_of(trained_on, "examples"))
     yield audit_contamination(passages_of(held_out), searched)
     yield audit_validation({stage: _splits(run, stage) for stage in run.training})
@@ -94,12 +112,12 @@ def _others(run: Run, held_out: dict[str, list[Example]], trained_on: list[Examp
     )
 
 
-def _splits(run: Run, stage: str) -> tuple[TokenSplit, TokenSplit | None]:
+def _splits(run: Work, stage: str) -> tuple[TokenSplit, TokenSplit | None]:
     store = run.store(stage)
     return store.split("train"), store.split("validation") if "validation" in store.manifest["splits"] else None
 
 
-def _corpus(run: Run) -> Iterator[Document]:
+def _corpus(run: Work) -> Iterator[Document]:
     """The documents of pretraining without what data.decontaminate takes out of them."""
     sets, documents = run.recipe.data.decontaminate, run.corpus()
     if sets is None:
@@ -129,7 +147,7 @@ def audit_after_training(run: RunDir, recipe: Recipe, planned: dict[str, int]) -
     return list(known.values())
 
 
-def audit_benchmarks(run: Run, questions: Mapping[str, Sequence[Question]], folder: Path) -> Stamp:
+def audit_benchmarks(run: Work, questions: Mapping[str, Sequence[Question]], folder: Path) -> Stamp:
     """Looks for benchmarks in all that a run was trained on; adds it, and the scores on clean questions, to audit.json.
 
     Args:
