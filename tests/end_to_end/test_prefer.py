@@ -85,6 +85,7 @@ def test_held_out_chosen_answers_become_the_likelier_ones(preferring: Preferring
     assert "prefer: chosen answer likelier" in preferring.stderr
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_to_the_same_bits(preferring: Preferring, leveret: Command) -> None:
     """Killed in a step that no checkpoint follows; the reference of the first start serves the second."""
     words = [*preferring.words, "prefer.checkpoint_every=5", "--run-dir", "runs/killed"]

@@ -104,6 +104,7 @@ def test_a_policy_learns_what_is_rewarded(undisturbed: Path) -> None:
     assert held_out[-1]["validation_reward"] == 1.0
 
 
+@pytest.mark.long
 def test_after_a_kill_it_goes_on_to_the_same_bits(project: Path, undisturbed: Path, leveret: Command) -> None:
     command = ("reinforce", "chooser.yaml", REWARDED, "--from", "undisturbed/finetune", "--run-dir", "killed")
     leveret(*command, cwd=project, exit_code=137, LEVERET_FAULTS="die@18")

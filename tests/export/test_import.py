@@ -354,6 +354,7 @@ def test_an_imported_model_is_pretrained_on(imported: Path, leveret: Command) ->
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.long
 def test_its_adapters_are_tuned_and_a_killed_tuning_ends_with_the_same_bits(imported: Path, leveret: Command) -> None:
     examples = f"finetune.examples=[{{paths: [{imported}/pairs.jsonl]}}]"
     held = f"evaluate.sets={{held: {{paths: [{imported}/held.jsonl]}}}}"
