@@ -297,7 +297,7 @@ def test_a_run_with_its_shards_moves_elsewhere_and_evaluates(copy: TinyRun, leve
     results = json.loads(leveret("evaluate", moved, cwd=tmp_path, LEVERET_CACHE=str(tmp_path / "none")).stdout)
     assert results == kept
     assert read(moved / "finetune" / "evaluation" / "results.json") == kept
-    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "none" / "shards").exists()
 
 
 def test_finetuning_another_runs_base_model_makes_a_new_run(tiny: TinyRun, leveret: Command, tmp_path: Path) -> None:
