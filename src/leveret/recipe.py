@@ -246,6 +246,8 @@ def anchored(recipe: Recipe, base_dir: Path) -> Recipe:
     for each in content["data"]["filters"]:
         if (base_dir / each.get("path", ":").partition(":")[0]).is_file():  # not an installed module
             each["path"] = str(base_dir.absolute() / each["path"])
+    if (probe := content["evaluate"]["probe"]) and probe["bench"]:
+        probe["bench"] = _absolute(probe["bench"], base_dir)
     tokenizer = content["tokenizer"]
     for key in ("source", "ranks_file"):
         if tokenizer["kind"] != "tiktoken" or key == "ranks_file":

@@ -23,6 +23,7 @@ from leveret.errors import UserError
 from leveret.evaluation.config import EvaluateConfig
 from leveret.evaluation.exact_match import exact_match, write_rows
 from leveret.evaluation.loss import held_out_loss
+from leveret.evaluation.probe import Probe
 from leveret.evaluation.suite import evaluate_suite
 from leveret.hardware.allocator import keep_freed_memory
 from leveret.hardware.device import environment, pick_device, pick_dtype
@@ -220,7 +221,7 @@ def _train(
         device=device,
         console=run.console,
         recipe=(run.run / "recipe.yaml").read_text(encoding="utf-8"),
-        probe=partial(_probe, run, stage, tokenizer, lesson),
+        probe=partial(_probe, run, stage, tokenizer, lesson, _benchmarks(run)),
         profile=run.profile,
         room_after=_room_after(run, stage, model),
         group=run.group,
@@ -234,10 +235,22 @@ def _train(
         write_json(folder / "summary.json", summary)
 
 
-def _probe(run: Run, stage: str, tokenizer: Tokenizer, lesson: Lesson, step: int, model: Decoder) -> dict[str, Any]:
+def _benchmarks(run: Run) -> Probe | None:
+    config = run.recipe.evaluate.probe
+    return Probe(config, run.base_dir, run.console.print) if config is not None and run.group.main else None
+
+
+def _probe(
+    run: Run, stage: str, tokenizer: Tokenizer, lesson: Lesson, benchmarks: Probe | None, step: int, model: Decoder
+) -> dict[str, Any]:
     """What a stage does after each validation: samples are written, and it measures what it wants to."""
     write_samples(run, model, tokenizer, run.run / stage / "samples.md", step)
-    return {} if lesson.probe is None else lesson.probe(model)
+    found = {} if lesson.probe is None else lesson.probe(model)
+    if benchmarks is not None and (shares := benchmarks.measure(step, model, tokenizer)):
+        told = " · ".join(f"{name.removeprefix('probe_')} {share:.1%}" for name, share in shares.items())
+        run.console.print(f"step {step} · {told}", highlight=False)
+        found |= shares
+    return found
 
 
 def _room_after(run: Run, stage: str, model: Decoder) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from benchmark_rows import FILES
 from tiny_models import ENGLISH, made_tokenizer, write_run
-from tiny_project import Command
+from tiny_project import Command, write_project
 
 from leveret.api import load_model
 from leveret.evaluation.suite import evaluate_suite
@@ -50,6 +50,16 @@ def test_a_part_is_told_and_not_kept_and_exports_are_evaluated_too(leveret: Comm
     assert told["tasks"]["copa"]["n"] == 1
     assert [json.loads(line) for line in (place / "rows.jsonl").read_text().splitlines()] == ours.rows
     assert not list((place / "exported").glob("evaluation*"))
+
+
+def test_a_recipe_asks_a_few_questions_while_it_trains(leveret: Command, place: Path) -> None:
+    recipe = write_project(place / "project")
+    probe = ["evaluate.probe.benchmarks=[copa]", "evaluate.probe.bench=../data/bench", "evaluate.probe.every=4"]
+    short = ["finetune=null", "evaluate.sets={}", "sample_prompts=[]", "pretrain.steps=4", "pretrain.eval_every=2"]
+    done = leveret("run", recipe, *short, *probe, "--run-dir", place / "made", "--device", "cpu", cwd=place)
+    rows = [json.loads(line) for line in (place / "made" / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in rows if "probe_copa" in row} == {4}
+    assert "step 4 · copa " in done.stderr
 
 
 @pytest.mark.parametrize(

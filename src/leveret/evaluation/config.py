@@ -9,6 +9,19 @@ from leveret.data.config import ExamplesConfig
 from leveret.inference.config import SamplingConfig
 
 
+class ProbeConfig(Config):
+    """A few questions of public benchmarks, asked at validations while the model trains."""
+
+    benchmarks: list[str] = Field(default=["hellaswag"], min_length=1)
+    """Their names, as of `leveret evaluate --suite`."""
+    questions: int = Field(200, gt=0)
+    """The first so many of each. With 200 a share is known to within 7 points either way, 19 times of 20."""
+    bench: str | None = None
+    """Folder of their jsonl files, relative to the recipe's folder. None: the hub."""
+    every: int | None = Field(None, gt=0)
+    """Only at validations after a multiple of so many steps. None: at each one (eval_every)."""
+
+
 class EvaluateConfig(Config):
     """Evaluation after training. Loss, perplexity and bits per byte are always measured."""
 
@@ -24,6 +37,8 @@ class EvaluateConfig(Config):
     """Prompts answered at once."""
     limit: int | None = Field(None, gt=0)
     """Examples used of each set. None: all."""
+    probe: ProbeConfig | None = None
+    """Benchmarks looked at while the model trains; their shares of right answers join the metrics."""
 
     @property
     def decoding(self) -> SamplingConfig:
