@@ -159,6 +159,16 @@ def test_in_a_model_with_code_of_its_own(canary: bytes, tmp_path: Path, theirs: 
         open_model(str(folder))
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json", "model.safetensors"])
+def test_links_that_lead_out_of_a_models_folder_are_refused(name: str, tmp_path: Path, theirs: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(theirs, folder)
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    with pytest.raises(UserError, match="is a link that leads out of its folder"):
+        import_model(str(folder), tmp_path / "run")
+
+
 def test_in_quantised_weights_and_gguf(canary: bytes, tmp_path: Path) -> None:
     plant(tmp_path, WEIGHTS, canary)
     facts = {"format_version": 1, "source_sha256": "x", "sha256": file_sha256(tmp_path / WEIGHTS)}
