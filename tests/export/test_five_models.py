@@ -147,7 +147,7 @@ def test_l20s_snippet(published: Any) -> None:
 def test_smallms_chat(published: Any) -> None:
     """A prompt on a terminal, temperature 0.7 and top-k 50; the penalty of the last 64 tokens is our engine's alone."""
     folder = published("smallm-20m")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hello"}], add_generation_prompt=True, tokenize=False
@@ -164,7 +164,7 @@ def test_smallms_chat(published: Any) -> None:
 
 def test_tinyllms_command(published: Any) -> None:
     folder = published("tinyllm-cli-67m")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "show a file"}], add_generation_prompt=True, tokenize=False
@@ -177,6 +177,21 @@ def test_tinyllms_command(published: Any) -> None:
     expected = ours.complete(["show a file"], max_new_tokens=64)[0]
     said = out[0, inputs["input_ids"].shape[1] :].tolist()
     assert said == expected.tokens + [tokenizer.eos_token_id] * (expected.finish == "stop")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "parchment-166m", "gpt2-124m"])
+def test_the_cards_own_snippet_runs(name: str, published: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = published(name)
+    text = (folder / "README.md").read_text("utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert repr(folder.name) in code
+    exec(code.replace(repr(folder.name), repr(str(folder))), {})
+    asked = "..." if "apply_chat_template" in code else "Once upon a time"
+    model = leveret.load(str(folder), "cpu")
+    said = capsys.readouterr().out.strip().rstrip("\ufffd")
+    assert said
+    if model.recipe.generation.temperature == 0:  # ours goes on past the context
+        assert model.generate(asked).strip().startswith(said)
 
 
 # -- files ----------------------------------------------------------------------------------------------------------

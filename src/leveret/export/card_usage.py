@@ -33,7 +33,7 @@ def _transformers(source: Source, name: str) -> str:
     )
     return (
         f"### transformers\n\n{why}```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({name!r})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({name!r}{remote})\n"
         f"model = AutoModelForCausalLM.from_pretrained({name!r}{remote})\n{ask}\n"
         "out = model.generate(**inputs)  # sampling and length as generation_config.json says\n"
         'print(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))\n```'
