@@ -1,6 +1,7 @@
 """The five reference models and the quickstart in transformers: the same words, the same logits, their cards' use."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import leveret
 from leveret.errors import UserError
-from leveret.export.write import export_model
+from leveret.export.huggingface import import_model
+from leveret.export.write import MODELLING, export_model
 
 PROMPTS = [
     f"{verb} {what}" for verb in ("show", "make", "find", "12 + 5 =") for what in ("a", "file", "-name", "é", "")
@@ -255,3 +257,21 @@ def test_every_knob_of_the_decoder(shape: dict[str, Any], tmp_path: Path) -> Non
     assert said == done.tokens + [ours.tokenizer.eos_id] * (done.finish == "stop")
     again = leveret.load(str(tmp_path / "out"), "cpu").complete([PROMPTS[7] * 4], raw=True, max_new_tokens=40)[0]
     assert again.tokens == done.tokens
+
+
+@pytest.mark.parametrize("name", sorted(REMOTE))
+def test_there_and_back_is_exact_and_runs_no_code(name: str, published: Any, tmp_path: Path) -> None:
+    """A folder's modelling file may be anybody's: we never run it."""
+    folder = tmp_path / "strange"
+    shutil.copytree(published(name), folder)
+    (folder / "modeling_leveret.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+    run = import_model(str(folder), tmp_path / "run")
+    export_model(str(run.path), tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "modeling_leveret.py").read_bytes() == MODELLING.read_bytes()
+    assert not (tmp_path / "canary").exists()
+    facts = json.loads((folder / "config.json").read_text())
+    for key, value in (("residual", "sideways"), ("num_hidden_layers", 10**9), ("max_position_embeddings", 2**40)):
+        (folder / "config.json").write_text(json.dumps(facts | {key: value}))
+        with pytest.raises(UserError, match=key if key != "num_hidden_layers" else "layers"):
+            leveret.load(str(folder), "cpu")
