@@ -23,7 +23,7 @@ def huggingface(
     run_dir: RunDirectory = None,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch on the hub.")] = None,
 ) -> None:
-    """Make a run of a Llama-, Mistral-, Qwen3- or GPT-2-shaped model, to generate with and to train on."""
+    """Make a run of a Llama-, Mistral-, Qwen3- or GPT-2-shaped model, or one of ours, to generate with and train on."""
     from leveret.export.huggingface import import_model
 
     run = import_model(name, run_dir or Path("runs") / Path(name).resolve().name, revision)
