@@ -403,6 +403,20 @@ def evaluate_on_suite(
     return facts
 
 
+def ask_through_harness(
+    reference: str, tasks: list[str], limit: int | None, bench: Path | None, output: Path | None, device: str
+) -> dict[str, Any]:
+    """`leveret evaluate --suite --harness`: the same or any other tasks through lm-evaluation-harness; kept nowhere."""
+    try:
+        from leveret.evaluation.harness import evaluate_through_harness
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'leveret[eval]'") from None
+    told, rows = evaluate_through_harness(load_model(reference, device), tasks, limit, bench)
+    if output is not None:
+        write_rows(output, rows)
+    return told
+
+
 def _is_newest(run: RunDir, loaded: LoadedModel) -> bool:
     """Whether it is the last checkpoint of its stage."""
     return loaded.step == steps_on_disk(run / loaded.stage / "checkpoints")[-1]

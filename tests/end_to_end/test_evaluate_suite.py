@@ -67,7 +67,7 @@ def test_a_recipe_asks_a_few_questions_while_it_trains(leveret: Command, place: 
     [
         (["--suite", "large"], "no benchmark 'large'"),
         (["--suite", "piqa", "--examples", "x.jsonl"], "give one of them"),
-        (["--bench", "data/bench"], "give --suite too"),
+        (["--bench", "data/bench"], "name some with --suite"),
     ],
 )
 def test_mistakes_are_one_line(options: list[str], told: str, leveret: Command, place: Path) -> None:

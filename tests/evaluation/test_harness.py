@@ -17,6 +17,7 @@ from tiny_models import ENGLISH, GPT2, made_tokenizer, write_run
 
 import leveret
 from leveret.api import LoadedModel
+from leveret.cli.app import app
 from leveret.errors import UserError
 from leveret.evaluation.harness import LeveretLM, run_harness, write_tasks
 from leveret.evaluation.likelihood import Likelihood
@@ -159,6 +160,19 @@ def test_scores_and_likelihoods_are_those_of_the_harness_with_transformers(
             for row, sample in zip(rows, samples, strict=True):
                 values = [float(answer[0][0]) for answer in sample["resps"]]
                 assert row["loglikelihoods"] == pytest.approx(values, abs=1e-3), name
+
+
+def test_the_verb_asks_through_the_harness(
+    exported: Path, bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--suite", "copa,arc_easy", "--harness", "--bench", str(bench), "--output", str(tmp_path / "rows")]
+    app(["evaluate", str(exported), *options, "--device", "cpu"], standalone_mode=False)
+    told = json.loads(capsys.readouterr().out)
+    ours = evaluate_suite(leveret.load(str(exported), "cpu"), ["copa", "arc_easy"], bench=bench)
+    for name in ("copa", "arc_easy"):
+        assert told["results"][name]["acc,none"] == ours.tasks[name]["acc"]
+    assert told["weights_sha256"] == ours.facts["weights_sha256"]
+    assert len((tmp_path / "rows").read_text().splitlines()) == len(ours.rows)
 
 
 def asked(kind: str, *arguments: Any) -> Instance:

@@ -122,14 +122,17 @@ def evaluate(
     bench: Annotated[
         Path | None, typer.Option(help="Folder of the benchmarks' jsonl files. [LEVERET_DATA/bench, else the hub]")
     ] = None,
+    harness: Annotated[
+        bool, typer.Option("--harness", help="Ask through lm-evaluation-harness; --suite may name any task of it then.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Loss, perplexity, bits per byte, and exact match on the held-out sets; or, with --suite, public benchmarks."""
     if suite is not None:
-        _evaluate_on_suite(run, suite, limit, examples, bench, output, device)
+        _evaluate_on_suite(run, suite, limit, examples, bench, output, device, harness)
         return
-    if bench is not None:
-        raise UserError("--bench is where the benchmarks of --suite are; give --suite too")
+    if bench is not None or harness:
+        raise UserError("--bench and --harness are for benchmarks; name some with --suite")
     from leveret.stages import evaluate_reference
 
     print(json.dumps(evaluate_reference(run, limit, examples, output, device), indent=2))
@@ -143,17 +146,20 @@ def _evaluate_on_suite(
     bench: Path | None,
     output: Path | None,
     device: str,
+    harness: bool,
 ) -> None:
     if examples is not None:
         raise UserError("--examples and --suite are two evaluations; give one of them")
-    from leveret.tasks.benchmarks import named
+    from leveret.tasks.benchmarks import SUITES, named
 
-    tasks = named(suite)
     if bench is None and (data := os.environ.get("LEVERET_DATA")) and (Path(data) / "bench").is_dir():
         bench = Path(data) / "bench"
-    from leveret.stages import evaluate_on_suite
+    theirs = harness and bench is None and suite not in SUITES  # the harness knows more names than ours
+    tasks = [name.strip() for name in suite.split(",")] if theirs else named(suite)
+    from leveret.stages import ask_through_harness, evaluate_on_suite
 
-    print(json.dumps(evaluate_on_suite(run, tasks, limit, bench, output, device), indent=2))
+    evaluate = ask_through_harness if harness else evaluate_on_suite
+    print(json.dumps(evaluate(run, tasks, limit, bench, output, device), indent=2))
 
 
 @app.command()

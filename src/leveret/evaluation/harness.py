@@ -6,7 +6,9 @@ Imported where it is asked for, since lm-eval (`pip install leveret[eval]`) take
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,22 @@ def run_harness(
         raise UserError(f"lm-evaluation-harness has no task {unknown[0]!r}; `lm-eval ls tasks` lists them")
     found = simple_evaluate(model, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=1000)
     return dict(found or {})
+
+
+def evaluate_through_harness(
+    model: Model, tasks: Sequence[str], limit: int | None, bench: Path | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the harness finds of any of its tasks, or of the benchmarks of local files; and its rows.
+
+    Args:
+        bench: folder of the files; None: the harness's own tasks, from the hub.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        written = None if bench is None else write_tasks(tasks, bench, Path(folder), limit)
+        found = run_harness(model, tasks, limit, written)
+    told: dict[str, Any] = {key: found[key] for key in ("results", "versions", "n-shot", "n-samples") if key in found}
+    rows = [{"task": task} | sample for task, samples in found["samples"].items() for sample in samples]
+    return {"weights_sha256": model.weights_sha256, "lm_eval": version("lm_eval"), **told}, rows
 
 
 def write_tasks(names: Sequence[str], bench: Path, folder: Path, limit: int | None = None) -> Path:
