@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -98,8 +97,10 @@ def _given(context: typer.Context) -> dict[str, Any]:
 
 
 def _read_schema(path: Path) -> Any:
+    from leveret.strangers.documents import read_json
+
     try:
-        return json.loads(path.read_text("utf-8"))
+        return read_json(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from leveret.errors import UserError
+from leveret.strangers.documents import parse_json
 from leveret.strangers.documents import read_json as read_limited_json
 from leveret.strangers.files import read_limited
 from leveret.tokenizer.fast import LONGEST_TEXT, tiktoken_twin
@@ -43,8 +44,12 @@ class Tokenizer:
         """`definition` is the text of a tokenizer.json. Raises UserError for one whose text cannot be written back."""
         from tokenizers import Tokenizer as Backend
 
+        try:
+            given: dict[str, Any] = parse_json(definition)
+        except ValueError as error:
+            raise UserError(f"not a tokenizer.json ({error}); check the file") from None
         # Some files carry the cutting and padding of their last use; ids must not depend on it.
-        self._definition: dict[str, Any] = {**json.loads(definition), "truncation": None, "padding": None}
+        self._definition: dict[str, Any] = {**given, "truncation": None, "padding": None}
         definition = self.definition
         try:
             self._marked = Backend.from_str(definition)

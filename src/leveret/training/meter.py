@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from leveret.strangers.documents import read_json
+
 KINDS = ("starting", "training", "waiting", "checkpoints", "validation")
 """starting: until the first step, the trial step and compiling among it. waiting: for a batch that is not ready. A GPU
 works on for a moment while the process waits, so that it was idle for at most so long."""
@@ -150,7 +152,7 @@ def read_ledger(folder: Path) -> dict[str, Any]:
     """What ledger.json says; nothing spent, where there is none or it is damaged."""
     nothing: dict[str, Any] = {"steps": None, "seconds": {}, "energy_joules": 0.0, "metered_seconds": 0.0, "cost": None}
     try:
-        found = nothing | json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
+        found = nothing | read_json(folder / "ledger.json")
         sums = [*found["seconds"].values(), found["energy_joules"], found["metered_seconds"]]
     except (OSError, ValueError, TypeError, AttributeError):
         return nothing
