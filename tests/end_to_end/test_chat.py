@@ -153,6 +153,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
         terminal.wait_for("> ")
         terminal.send("/set choices [yes]\n/set logit_bias {}\nmore\n")
         terminal.wait_for("yes\ncontext: ")
+        terminal.wait_for("> ")
         assert terminal.leave() == 0
     said = json.loads((tmp_path / "said.json").read_text())["messages"]
     assert [message["role"] for message in said] == ["user", "assistant"]
@@ -202,6 +203,7 @@ def test_a_terminal_with_colours_shows_what_is_beside_the_answers_faintly(
             terminal.wait_for(">")
             terminal.send(f"{text}\r")
             terminal.wait_for("context: ")
+        terminal.wait_for(">")
         assert terminal.leave() == 0
     assert (
         "\x1b[2mthe oldest 2 messages are left out of what the model reads: the context is full\x1b[0m" in terminal.out
