@@ -358,7 +358,7 @@ def test_an_imported_model_is_pretrained_on(imported: Path, leveret: Command) ->
 def test_its_adapters_are_tuned_and_a_killed_tuning_ends_with_the_same_bits(imported: Path, leveret: Command) -> None:
     examples = f"finetune.examples=[{{paths: [{imported}/pairs.jsonl]}}]"
     held = f"evaluate.sets={{held: {{paths: [{imported}/held.jsonl]}}}}"
-    tuning = ["finetune", examples, held, "tokenizer.template=chatml", "finetune.lora={rank: 4}"]
+    tuning = ["finetune", examples, held, "tokenizer.template=parchment", "finetune.lora={rank: 4}"]
     tuning += [*[f"finetune.{each}" for each in SHORT], "--from", "runs/tiny", "--run-dir"]
     leveret(*tuning, "whole", cwd=imported)
     leveret(*tuning, "killed", cwd=imported, exit_code=137, LEVERET_FAULTS="die@4")
