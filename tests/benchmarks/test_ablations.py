@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ablations.py"
 
 
@@ -18,6 +20,7 @@ def quick_form(work: Path) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_variants_differ_and_finished_runs_are_not_repeated(tmp_path: Path) -> None:
     first = quick_form(tmp_path)["rows"]
     assert [row["variant"] for row in first] == ["the recipe", "tables at 6e-3", "value residual"]

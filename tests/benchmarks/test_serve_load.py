@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from serve_fuzz import wrong_requests
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serve_load.py"
 
 
+@pytest.mark.long
 def test_quick_form_loads_and_attacks_a_server() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--quick"],
