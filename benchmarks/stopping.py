@@ -5,7 +5,7 @@
 
 The prompts are drawn by a hash from all sources as they are mixed: questions, tasks, stories and lists to write,
 arithmetic in words. Examples that would give a held-out one away are dropped from training (and counted).
-Run: LEVERET_DATA=... python benchmarks/stopping.py [--work DIR] [--pretrain-tokens 6e6] [--epochs 3] [--quick]
+Run: LEVERET_DATA=... python benchmarks/stopping.py [--work DIR] [--pretrain-tokens 6e6] [--epochs 1] [--quick]
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, help="a folder that keeps the run; a stopped benchmark goes on there")
     parser.add_argument("--pretrain-tokens", type=float, default=6e6)
-    parser.add_argument("--epochs", type=float, default=3.0, help="of fine-tuning")
+    parser.add_argument("--epochs", type=float, default=1.0, help="of fine-tuning")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true", help="a tiny model for seconds; its figures mean nothing")
     arguments = parser.parse_args()
