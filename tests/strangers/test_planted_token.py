@@ -7,7 +7,6 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
 from tiny_project import write_project
 
 TOKEN = "hf_" + "PlantedCanary" * 2
@@ -44,8 +43,8 @@ def files_with(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
 
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="a system without /proc")
 def test_a_planted_token_is_nowhere(environment: Mapping[str, str], tmp_path: Path) -> None:
+    assert Path("/proc/self/cmdline").exists(), "this test reads all command lines in /proc, which is Linux's"
     write_project(tmp_path)
     planted = dict(environment) | dict.fromkeys(PLACES, TOKEN) | {"LEVERET_CACHE": str(tmp_path / "cache")}
     verbs = [
