@@ -41,7 +41,6 @@ from leveret.recipe import digest
 from leveret.report import write_report
 from leveret.run import Run
 from leveret.rundir import RunDir, find_run, read_json, write_json
-from leveret.tasks.benchmarks import load_benchmark
 from leveret.tasks.shell.sandbox import lack
 from leveret.tokenizer.tokenizer import Tokenizer
 from leveret.training.checkpoint import Checkpoint, find_checkpoint, steps_on_disk
@@ -397,7 +396,7 @@ def evaluate_on_suite(
             write_rows(folder / f"{task}.jsonl", [row for row in found.rows if row["task"] == task])
         write_json(folder / "results.json", facts)
         run = Run(loaded.recipe, Path.cwd(), loaded.run.path, console, device)
-        stamp = audit_benchmarks(run, {task: load_benchmark(task, bench).questions for task in tasks}, folder)
+        stamp = audit_benchmarks(run, found.questions, folder)
         console.print(f"audit: benchmarks {stamp.state}; {stamp.not_run or stamp.looked_at}", highlight=False)
         write_report(loaded.run, loaded.recipe)
     return facts

@@ -38,10 +38,12 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
-    """facts: what was measured, and how; JSON. rows: one for each question, in order, of all tasks."""
+    """facts: what was measured, and how; JSON. rows: one for each question, in order, of all tasks. questions: those, by
+    task."""
 
     facts: dict[str, Any]
     rows: list[dict[str, Any]]
+    questions: dict[str, Sequence[Question]]
 
     @property
     def tasks(self) -> dict[str, dict[str, Any]]:
@@ -72,8 +74,10 @@ def evaluate_suite(
         raise UserError("llama.cpp tells no likelihoods of given texts: name the run, or an export with safetensors")
     figures: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
+    questions: dict[str, Sequence[Question]] = {}
     for task in tasks:
         loaded = load_benchmark(task, bench, limit, tell)
+        questions[task] = loaded.questions
         scored = score(engine, loaded.questions)
         answered = [
             {"task": task, "id": f"{task}/{number}"} | judge(question, found)
@@ -82,7 +86,7 @@ def evaluate_suite(
         figures[task] = summarise(answered, BENCHMARKS[task].normed) | {"source": loaded.source}
         tell(f"{task}: {told(figures[task])}")
         rows += answered
-    return SuiteResult({**_protocol(model, engine, limit), "tasks": figures}, rows)
+    return SuiteResult({**_protocol(model, engine, limit), "tasks": figures}, rows, questions)
 
 
 def _protocol(model: Model, engine: Engine, limit: int | None) -> dict[str, Any]:
