@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leveret.export.gguf import add_shape
 from leveret.export.shapes import facts_of
 from leveret.hardware.native import compiled
 from leveret.inference import kernels
@@ -209,16 +210,7 @@ def write_gguf(path: Path, config: ModelConfig, form: str) -> None:
     import gguf
 
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_vocab_size(config.vocabulary)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_rope_dimension_count(config.head_width)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
+    add_shape(writer, facts_of(config), config, config.vocabulary)
     writer.add_tokenizer_model("llama")
     words = [b"<unk>", b"<s>", b"</s>", *(b"\xe2\x96\x81%d" % i for i in range(3, config.vocabulary))]
     writer.add_token_list(words)

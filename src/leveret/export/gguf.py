@@ -74,7 +74,7 @@ def export_gguf(reference: str, path: Path, dtype: str = "f16") -> list[str]:
     partial = path.with_name(f".{path.name}.partial")
     writer = gguf.GGUFWriter(partial, architecture)
     notes = add_tokenizer(writer, source.tokenizer)
-    _add_shape(writer, facts, source.config, source.tokenizer.vocab_size)
+    add_shape(writer, facts, source.config, source.tokenizer.vocab_size)
     writer.add_name(source.recipe.name)
     writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[dtype]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -150,7 +150,8 @@ def _ours(source: Source) -> dict[str, Any]:
     }
 
 
-def _add_shape(writer: GGUFWriter, facts: dict[str, Any], config: ModelConfig, vocabulary: int) -> None:
+def add_shape(writer: GGUFWriter, facts: dict[str, Any], config: ModelConfig, vocabulary: int) -> None:
+    """Writes the numbers of a shape; `facts` are transformers' keys of it."""
     writer.add_vocab_size(vocabulary)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
