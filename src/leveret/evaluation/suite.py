@@ -38,7 +38,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
-    """facts: what was measured, and how; JSON. rows: one for each question, in order, of all tasks. questions: those, by
+    """facts: what was measured, and how; JSON. rows: one for each question, in order, of all tasks. questions: by
     task."""
 
     facts: dict[str, Any]
