@@ -39,18 +39,21 @@ def count_parameters(config: ModelConfig) -> Parameters:
     return Parameters(embedding + rest, embedding, rest)
 
 
-def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
+def flops_per_token(config: ModelConfig, sequence_length: int, recompute: str = "none") -> int:
     """Floating-point operations of one training token, forward and backward.
 
     6 x matrix parameters, the head among them and the tables not (Kaplan et al., 2020), plus attention's two products
     over the mean number of keys that a token sees: half of the length under a causal mask (PaLM's appendix B, halved).
+
+    Args:
+        recompute: gradient_checkpointing. full: the layers' forward products are made twice, 8 for 6 (Korthikanti et
+            al., 2022); selective makes no product again. The model's FLOPs, as MFU counts them, are those of "none".
     """
     hidden, width = config.hidden_size, config.head_width
     attention = hidden * (config.num_attention_heads * 2 + config.kv_heads * 2) * width
     mlp = hidden * config.intermediate_size * (3 if config.mlp == "swiglu" else 2)
-    matrices = config.num_hidden_layers * (attention + mlp) + config.vocabulary * hidden
     every, window = (sequence_length + 1) / 2, min(config.sliding_window or sequence_length, sequence_length)
     within = window * (1 - (window - 1) / (2 * sequence_length))
     keys = sum(within if windowed else every for windowed in config.windowed)
-    scores = 2 * config.num_attention_heads * width * keys
-    return int(6 * (matrices + scores))
+    layers = config.num_hidden_layers * (attention + mlp) + 2 * config.num_attention_heads * width * keys
+    return int((8 if recompute == "full" else 6) * layers + 6 * config.vocabulary * hidden)
