@@ -21,7 +21,7 @@ from leveret.audit.leaks import without_leaks
 from leveret.config import cache_dir
 from leveret.data.config import ExamplesConfig, OriginConfig
 from leveret.data.contamination import facts as contamination_facts
-from leveret.data.examples import Example, Preference, examples, preferences
+from leveret.data.examples import Example, examples, preferences
 from leveret.data.filters.chain import facts as filter_facts
 from leveret.data.mixtures import Drawn, draw
 from leveret.data.parts import Job
@@ -87,6 +87,7 @@ class Run:
         skipped = STAGES[: STAGES.index(first)]
         self.training = {stage: config for stage, config in recipe.stages.items() if stage not in skipped}
         self.profile = profile
+        self._drawn: dict[str, Drawn[Any]] = {}
         self.stages: dict[str, Callable[[], None]] = {
             "tokenizer": self.tokenizer,
             "prepare": self.prepare,
@@ -245,31 +246,31 @@ class Run:
         """The examples of all evaluation sets."""
         return list(self.examples_of(self.recipe.evaluate.sets.values()))
 
-    def drawn(self, stage: str) -> Drawn[Example]:
-        """The examples of a stage after pretraining, by its sources' weights, and what became of their rows."""
-        config = self.recipe.tuning[stage]
+    def drawn(self, stage: str) -> Drawn[Any]:
+        """What a stage after pretraining learns from, by its sources' weights, and what became of their rows: examples,
+        or preferences. Kept until the audit has seen it, so that nothing is read and searched for leaks twice."""
+        if stage not in self._drawn:
+            self._drawn[stage] = self._draw(stage)
+        return self._drawn[stage]
 
-        def read(source: ExamplesConfig, drop: Drop) -> Iterator[Example]:
+    def _draw(self, stage: str) -> Drawn[Any]:
+        config = self.recipe.tuning[stage]
+        in_pairs = isinstance(config, PreferConfig)
+
+        def read(source: ExamplesConfig, drop: Drop) -> Iterator[Any]:
+            if in_pairs:
+                return preferences(source, self.base_dir, generators.PREFERENCES, drop)
             return examples(source, self.base_dir, generators.EXAMPLES, drop)
 
         drawn = draw(config.examples, read, config.strict)
-        return without_leaks(drawn, self.held_out(), lambda item: item) if config.drop_leaks else drawn
-
-    def drawn_pairs(self, stage: str) -> Drawn[Preference]:
-        """The same of a stage that learns from preferences."""
-        config = self.recipe.tuning[stage]
-
-        def read(source: ExamplesConfig, drop: Drop) -> Iterator[Preference]:
-            return preferences(source, self.base_dir, generators.PREFERENCES, drop)
-
-        drawn = draw(config.examples, read, config.strict)
-        return without_leaks(drawn, self.held_out(), lambda pair: pair.example) if config.drop_leaks else drawn
+        if not config.drop_leaks:
+            return drawn
+        return without_leaks(drawn, self.held_out(), lambda item: item.example if in_pairs else item)
 
     def trained_on(self, stage: str) -> list[Example]:
         """What a stage teaches to answer; of preferences the chosen answers."""
-        if isinstance(self.recipe.tuning[stage], PreferConfig):
-            return [pair.example for pair in self.drawn_pairs(stage).items]
-        return self.drawn(stage).items
+        items = self.drawn(stage).items
+        return [pair.example for pair in items] if isinstance(self.recipe.tuning[stage], PreferConfig) else items
 
     def _shard_keys(self, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
         """What the shards of each training stage are made from: equal keys, equal shards."""
@@ -354,7 +355,7 @@ class Run:
         write: Callable[..., dict[str, Any]] = write_pairs_as_shards if in_pairs else write_examples_as_shards
         if isinstance(config, ReinforceConfig):
             write = partial(write_prompts_as_shards, max_new_tokens=config.max_new_tokens)
-        drawn: Drawn[Any] = self.drawn_pairs(stage) if in_pairs else self.drawn(stage)
+        drawn = self.drawn(stage)
         for line in drawn.lines():
             self.console.print(f"prepare: {line}", highlight=False, markup=False, soft_wrap=True)
         facts = self._facts(tokenizer, config.examples) | {"drawn": drawn.facts(), "dropped_leaks": drawn.leaks}
@@ -402,6 +403,7 @@ class Run:
             self.console.print(f"audit: {audit_before_training(self)}")
 
         self._stage("audit", inputs, do)
+        self._drawn.clear()
 
     # -- training -------------------------------------------------------------------------------------------------
 

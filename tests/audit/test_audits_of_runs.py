@@ -1,8 +1,9 @@
 """A run is stamped by itself: errors stop it before it trains, and its report and `leveret audit` show the rest."""
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 
 from leveret.audit.stage import audit_after_training, audit_benchmarks, read_stamps
 from leveret.cli.app import app
+from leveret.data.examples import one_turn
+from leveret.data.sources import Document
 from leveret.errors import UserError
 from leveret.evaluation.exact_match import write_rows
 from leveret.recipe import load_recipe
@@ -18,6 +21,7 @@ from leveret.report import _audit
 from leveret.run import Run
 from leveret.rundir import read_json, write_json
 from leveret.tasks.benchmarks import Question
+from leveret.tasks.generators import DOCUMENTS, EXAMPLES
 
 BEFORE = ["leaks", "contamination", "validation overlap", "tokenizer", "characters"]
 LONG = "To show alpha type cat alpha.txt; to make beta type touch beta.txt, 3 times and more"
@@ -96,6 +100,48 @@ def test_a_corpus_is_searched_as_it_is_trained_on(project: Path) -> None:
     (project / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = prepared(project, "data.decontaminate.sets=[bench.jsonl]")
     assert read_stamps(run.run)["contamination"].state == "passed"
+
+
+class Counted:
+    """A generator that counts how often it is read, and how far."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items, self.readings, self.given = items, 0, 0
+
+    def __call__(self) -> Iterator[Any]:
+        self.readings += 1
+        for item in self.items:
+            self.given += 1
+            yield item
+
+
+def test_the_corpus_is_read_once_for_all_audits(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many documents, and short ones, so that they come in more than one block; a leak is in the last one."""
+    texts = [f"document {number} has the words {number * 7} and {number * 11}" for number in range(3000)]
+    corpus = Counted([Document(text, "counted") for text in [*texts, LONG + " with make the file of alpha30"]])
+    monkeypatch.setitem(cast(dict[str, Any], DOCUMENTS), "counted", corpus)
+    recipe, base = load_recipe("tiny.yaml", ["data.sources=[{kind: generated, generator: counted}]"])
+    run = Run(recipe, base, project / "run", Console(quiet=True), "cpu")
+    run.upto("prepare")
+    before, corpus.given = corpus.readings, 0
+    run.upto("audit")
+    assert corpus.readings == before + 1
+    assert corpus.given == 3001
+    stamps = read_stamps(run.run)
+    assert "in 3,241 documents" in stamps["contamination"].looked_at  # and the 240 examples
+    assert stamps["characters"].looked_at == "every character of 2,256 texts"
+
+
+def test_examples_without_leaks_are_drawn_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("alpha", "beta", "gamma", "delta", "omega")
+    asked = [f"make the file of {word}{number}" for word in words for number in range(20)]
+    train = Counted([one_turn(text, "touch made.txt", "counted") for text in [*asked, "make the file of alpha30"]])
+    monkeypatch.setitem(cast(dict[str, Any], EXAMPLES), "counted", train)
+    overrides = ["finetune.examples=[{kind: generated, generator: counted}]", "finetune.drop_leaks=true"]
+    run = prepared(project, *overrides)
+    assert train.readings == 1
+    assert read_json(run.run / "audit.json")["training_examples"] == 100
+    assert read_stamps(run.run)["leaks"].state == "passed"
 
 
 def test_benchmarks_are_searched_for_one_after_the_other(project: Path) -> None:

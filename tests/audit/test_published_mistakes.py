@@ -8,12 +8,13 @@ import pytest
 import sentencepiece
 from test_shards import FACTS, write
 
-from leveret.audit.contamination import audit_contamination, clean_subset, passages_of, texts_of
+from leveret.audit.contamination import ContaminationAudit, clean_subset, passages_of, texts_of
 from leveret.audit.finding import Finding, Stamp, lines
-from leveret.audit.leaks import audit_recipe
+from leveret.audit.leaks import LeakAudit
+from leveret.audit.reading import CorpusAudit, read_once
 from leveret.audit.schedule import audit_schedule
 from leveret.audit.splits import audit_validation, overlap
-from leveret.audit.tokens import audit_characters, audit_tokenizer
+from leveret.audit.tokens import CharacterAudit, audit_tokenizer
 from leveret.data.examples import Example, Message
 from leveret.data.shards import ShardWriter, TokenSplit, TokenStore
 from leveret.data.sources import Document
@@ -40,6 +41,11 @@ def split_of(folder: Path, documents: Sequence[Sequence[int]], learn: Sequence[S
         writer.add("train", ids, text_bytes=len(ids), learn=learn[number] if learn else None)
     writer.finish({"train": concatenated(writer.starts("train"), writer.splits["train"].tokens, 7)}, FACTS)
     return TokenStore(folder).split("train")
+
+
+def shown(audit: CorpusAudit, texts: Sequence[str]) -> Stamp:
+    read_once((Document(text, "texts") for text in texts), [audit])
+    return audit.stamp()
 
 
 def only(stamp: Stamp, severity: str = "error") -> Finding:
@@ -108,21 +114,21 @@ def without_bytes(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def test_characters_that_cannot_be_written(without_bytes: Tokenizer) -> None:
     """`< > @ \\ ^ { | } ~` became one unknown token, and commands with them could not be learnt."""
     commands = ["find . | sort", "echo ${x} > out", "cat a@b", "ls ~"]
-    stamp = audit_characters(without_bytes, commands, ["a | b"], ["the files of one kind"])
+    stamp = shown(CharacterAudit(without_bytes, commands, ["a | b"]), ["the files of one kind"])
     found = only(stamp)
     assert found.where == "answers"
     for character, number in (("|", 1), (">", 1), ("{", 1), ("}", 1), ("@", 1), ("~", 1)):
         assert f"{character!r} ({number})" in found.what
     assert stamp.facts["answers"]["unknown"]["."] == 1
     assert {finding.where for finding in stamp.findings} == {"answers", "held-out answers"}
-    assert audit_characters(trained(), commands, ["a | b \n\t é ⚠️"], TEXTS).state == "passed"
+    assert shown(CharacterAudit(trained(), commands, ["a | b \n\t é ⚠️"]), TEXTS).state == "passed"
 
 
 def test_text_that_comes_back_as_another_is_told_too() -> None:
     sound = trained()
     definition = json.loads(sound.definition) | {"normalizer": {"type": "NFKC"}}
     changing = Tokenizer(json.dumps(definition), sound.roles)
-    found = only(audit_characters(changing, ["\ufb01nd x\u00b2", "find"], [], []), "warning")
+    found = only(CharacterAudit(changing, ["\ufb01nd x\u00b2", "find"], []).stamp(), "warning")
     assert "gives back as others: '\ufb01' (1) '\u00b2' (1)" in found.what
 
 
@@ -173,12 +179,12 @@ def test_held_out_pairs_that_stand_in_training_word_for_word() -> None:
     """All 99 of its pairs did, behind 93.94%."""
     pairs = [pair(f"show the file number {number}", f"cat {number}.txt") for number in range(99)]
     more = [pair(f"remove the folder {number} now", f"rmdir {number}") for number in range(50)]
-    audit = audit_recipe(more + pairs, [], {"held": pairs}, {})
+    audit = LeakAudit(more + pairs, {"held": pairs}).result()
     assert audit.leaks == 99
     assert audit.refusal("audit.json").startswith("99 held-out examples leak into the examples (99 verbatim;")
     assert len(audit.stamp().errors) == 20
-    assert audit_recipe(more, [], {"held": pairs}, {}).stamp().state == "passed"
-    assert audit_recipe(more, [], {}, {}).stamp().state == "not run"
+    assert LeakAudit(more, {"held": pairs}).stamp().state == "passed"
+    assert LeakAudit(more, {}).stamp().state == "not run"
 
 
 # --- l20-edu-135m ------------------------------------------------------------------------------------------------
@@ -240,7 +246,10 @@ def test_contamination_by_set_with_the_score_of_clean_examples() -> None:
         "clean": [pair("what is it that nobody in this corpus has ever asked of any one before", "this")],
     }
     corpus = [Document(f"It is written: {QUESTION}? The Orrel. So it was.", "web", "web:1"), Document("else", "web")]
-    stamp = audit_contamination(passages_of(sets), [*corpus, *texts_of([pair("a", "b")], "examples")])
+    audit = ContaminationAudit(passages_of(sets))
+    read_once(corpus, [audit])
+    audit.look(texts_of([pair("a", "b")], "examples"))
+    stamp = audit.stamp()
     found = only(stamp, "warning")
     assert found.where == "rivers"
     assert "1 example of 2 share a run of 13 words with 1 document" in found.what
@@ -249,7 +258,18 @@ def test_contamination_by_set_with_the_score_of_clean_examples() -> None:
     assert (clean["examples"], clean["correct"], clean["left_out"]) == (1, 0, 1)
     assert (clean["of_all"], clean["accuracy"]) == (0.5, 0.0)
     assert clean_subset([True], [1])["accuracy"] is None
-    assert audit_contamination([], corpus).state == "not run"
+    assert ContaminationAudit([]).stamp().state == "not run"
+
+
+def test_a_corpus_is_not_read_further_than_any_audit_wants() -> None:
+    """Without held-out sets only the first documents' characters are looked at; with none that asks, nothing is."""
+    corpus = (Document(f"text {number}", "texts") for number in range(3000))
+    read_once(corpus, [LeakAudit([], {}), ContaminationAudit([])])
+    assert next(corpus).text == "text 0"
+    characters = CharacterAudit(trained(), [], [])
+    read_once(corpus, [LeakAudit([], {}), ContaminationAudit([]), characters])
+    assert characters.stamp().looked_at == "every character of 2,000 texts"
+    assert len(list(corpus)) > 700
 
 
 # --- stamps ------------------------------------------------------------------------------------------------------

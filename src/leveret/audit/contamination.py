@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from leveret.audit.finding import Finding, Stamp, count
-from leveret.data.contamination import contamination
+from leveret.data.contamination import Search
 from leveret.data.examples import Example
 from leveret.data.overlap import NGRAM, NgramIndex, Passage
 from leveret.data.sources import Document
@@ -45,24 +45,33 @@ def questions_of(questions: Mapping[str, Sequence[Question]]) -> list[Passage]:
     ]
 
 
-def audit_contamination(passages: Sequence[Passage], trained_on: Iterable[Document], audit: str = HELD_OUT) -> Stamp:
-    """What of evaluation sets stands in what is trained on; reads it once. Which examples: `facts["sets"]`."""
-    if not passages:
-        return Stamp(audit, not_run="there is no evaluation set in the recipe (evaluate.sets)")
-    found = contamination(trained_on, NgramIndex.build(passages))
-    findings = [
-        Finding(
-            "warning",
-            f"{count(len(one.examples), 'example')} of {one.coverage.passages:,} share a run of {NGRAM} words with "
-            f"{count(one.documents, 'document')} of training; such as: {one.passages[0].text[:120]!r}",
-            name,
-            "name its file in data.decontaminate.sets, and quote the score without them",
-        )
-        for name, one in found.sets.items()
-        if one.examples
-    ]
-    documents = f"{count(found.documents, 'document')}, {found.characters / 1e6:,.1f} million characters"
-    return Stamp(audit, findings, f"{count(len(found.sets), 'set')} in {documents}", facts=found.facts())
+class ContaminationAudit:
+    """Looks for evaluation sets in what is trained on. Which examples it finds: `facts["sets"]` of its stamp."""
+
+    def __init__(self, passages: Sequence[Passage], audit: str = HELD_OUT) -> None:
+        self._audit, self.wants_more = audit, bool(passages)
+        self._search = Search(NgramIndex.build(passages))
+
+    def look(self, documents: Iterable[Document]) -> None:
+        self._search.look(documents)
+
+    def stamp(self) -> Stamp:
+        found = self._search.found
+        if not self.wants_more:
+            return Stamp(self._audit, not_run="there is no evaluation set in the recipe (evaluate.sets)")
+        findings = [
+            Finding(
+                "warning",
+                f"{count(len(one.examples), 'example')} of {one.coverage.passages:,} share a run of {NGRAM} words with "
+                f"{count(one.documents, 'document')} of training; such as: {one.passages[0].text[:120]!r}",
+                name,
+                "name its file in data.decontaminate.sets, and quote the score without them",
+            )
+            for name, one in found.sets.items()
+            if one.examples
+        ]
+        documents = f"{count(found.documents, 'document')}, {found.characters / 1e6:,.1f} million characters"
+        return Stamp(self._audit, findings, f"{count(len(found.sets), 'set')} in {documents}", facts=found.facts())
 
 
 def clean_subset(correct: Sequence[bool], dirty: Iterable[int]) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from leveret.audit.finding import Finding, Stamp
 from leveret.data.examples import Example
-from leveret.data.leaks import KINDS, find_leaks, find_leaks_in_text, leaking
+from leveret.data.leaks import KINDS, Leak, LeaksInText, find_leaks, leaking
 from leveret.data.mixtures import Drawn
 from leveret.data.sources import Document
 
@@ -67,37 +67,55 @@ def without_leaks(drawn: Drawn[T], held_out: Sequence[Example], example: Callabl
     )
 
 
-def audit_recipe(
-    train: Sequence[Example],
-    corpus: Iterable[Document],
-    held_out: dict[str, list[Example]],
-    dropped: dict[str, dict[str, int]],
-) -> Audit:
-    """Looks for every held-out example in the fine-tuning examples and in the documents of pretraining.
+class LeakAudit:
+    """Looks for every held-out example in the fine-tuning examples, and in the documents that it is shown.
 
-    dropped: how many examples of each stage were left out before, by kind.
+    Args:
+        train: examples to learn from.
+        held_out: by set.
+        dropped: of stages that leave leaks out, how many that were, by kind.
+        searched: how many examples those stages have left, which are searched no second time.
     """
-    everything = [example for examples in held_out.values() for example in examples]
-    names = [name for name, examples in held_out.items() for _ in examples]
-    found = {
-        "examples": find_leaks(train, everything),
-        "corpus": find_leaks_in_text(everything, corpus),
-    }
-    facts: dict[str, Any] = {
-        "format_version": 1,
-        "training_examples": len(train),
-        "held_out": {name: len(examples) for name, examples in held_out.items()},
-        "dropped": dropped,
-        "leaks": {
-            place: [
-                {"set": names[leak.heldout], "instruction": everything[leak.heldout].instruction} | asdict(leak)
-                for leak in leaks
-            ]
-            for place, leaks in found.items()
-        },
-    }
-    kinds = Counter(leak.kind for leaks in found.values() for leak in leaks)
-    count = sum(kinds.values())
-    told = ", ".join(f"{number} {kind}" for kind, number in kinds.items()) or "none leaks"
-    summary = f"{len(everything)} held-out examples against {len(train)} training examples and the corpus: {told}"
-    return Audit(count, summary, facts)
+
+    def __init__(
+        self,
+        train: Sequence[Example],
+        held_out: dict[str, list[Example]],
+        dropped: dict[str, dict[str, int]] | None = None,
+        searched: int = 0,
+    ) -> None:
+        self._everything = [example for examples in held_out.values() for example in examples]
+        self._names = [name for name, examples in held_out.items() for _ in examples]
+        self._held_out, self._dropped, self._examples = held_out, dropped or {}, len(train) + searched
+        self._in_examples = find_leaks(train, self._everything)
+        self._corpus = LeaksInText(self._everything)
+
+    @property
+    def wants_more(self) -> bool:
+        return bool(self._everything)
+
+    def look(self, documents: Sequence[Document]) -> None:
+        self._corpus.look(documents)
+
+    def stamp(self) -> Stamp:
+        return self.result().stamp()
+
+    def result(self) -> Audit:
+        found = {"examples": self._in_examples, "corpus": self._corpus.leaks}
+        facts: dict[str, Any] = {
+            "format_version": 1,
+            "training_examples": self._examples,
+            "held_out": {name: len(examples) for name, examples in self._held_out.items()},
+            "dropped": self._dropped,
+            "leaks": {place: [self._told(leak) for leak in leaks] for place, leaks in found.items()},
+        }
+        kinds = Counter(leak.kind for leaks in found.values() for leak in leaks)
+        told = ", ".join(f"{number} {kind}" for kind, number in kinds.items()) or "none leaks"
+        held_out = f"{len(self._everything)} held-out examples"
+        summary = f"{held_out} against {self._examples} training examples and the corpus: {told}"
+        return Audit(sum(kinds.values()), summary, facts)
+
+    def _told(self, leak: Leak) -> dict[str, Any]:
+        return {
+            "set": self._names[leak.heldout], "instruction": self._everything[leak.heldout].instruction, **asdict(leak)
+        }  # fmt: skip

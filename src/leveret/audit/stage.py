@@ -1,6 +1,6 @@
 """The audits of a run: before it trains, where an error stops it, and after; audit.json holds what was found.
 
-before   leaks, contamination, validation overlap, tokenizer, characters
+before   leaks, contamination, validation overlap, tokenizer, characters; the corpus is read once for all of them
 after    schedule; the scores of the last evaluation without contaminated examples
 """
 
@@ -8,24 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 from leveret.audit.contamination import (
     BENCHMARKS,
     HELD_OUT,
-    audit_contamination,
+    ContaminationAudit,
     clean_subset,
     passages_of,
     questions_of,
     texts_of,
 )
 from leveret.audit.finding import Stamp
-from leveret.audit.leaks import audit_recipe
+from leveret.audit.leaks import LeakAudit
+from leveret.audit.reading import in_blocks, read_once
 from leveret.audit.schedule import audit_schedule
 from leveret.audit.splits import audit_validation
-from leveret.audit.tokens import audit_characters, audit_tokenizer
+from leveret.audit.tokens import CharacterAudit, audit_tokenizer
 from leveret.data.config import ExamplesConfig
 from leveret.data.contamination import Decontaminator
 from leveret.data.examples import Example
@@ -43,12 +44,8 @@ from leveret.training.config import TrainingConfig
 from leveret.training.metrics import MOST_BYTES, read_metrics
 
 AUDIT = "audit.json"
-SAMPLE = 2000
-"""Documents of the corpus whose characters are looked at."""
 METRICS = {"acc": "correct", "acc_norm": "correct_norm"}
 """Scores, and the key of a row that says whether it counts."""
-BLOCK = 256
-"""Documents that are searched together."""
 
 
 class Work(Protocol):
@@ -76,40 +73,47 @@ def audit_before_training(run: Work) -> str:
         UserError: one found what should not be trained on.
     """
     held_out = {name: list(run.examples_of([source])) for name, source in run.recipe.evaluate.sets.items()}
-    trained_on = [example for stage in run.recipe.tuning for example in run.trained_on(stage)]
-    dropping = [stage for stage, config in run.recipe.tuning.items() if config.drop_leaks and stage in run.training]
-    dropped = {stage: run.store(stage).manifest["dropped_leaks"] for stage in dropping}
-    leaks = audit_recipe(trained_on, _corpus(run), held_out, dropped)
-    stamps = [leaks.stamp(), *_others(run, held_out, trained_on)]
-    write_json(run.run / AUDIT, leaks.facts | {"audits": [stamp.as_json() for stamp in stamps]})
+    trained_on = {stage: run.trained_on(stage) for stage in run.recipe.tuning}
+    tokenizer, examples = run.load_tokenizer(), list(chain.from_iterable(trained_on.values()))
+    leaks = _leaks(run, held_out, trained_on)
+    contamination = ContaminationAudit(passages_of(held_out))
+    characters = CharacterAudit(
+        tokenizer,
+        (example.response for example in examples),
+        (example.response for of_set in held_out.values() for example in of_set),
+    )
+    read_once(_corpus(run), [leaks, contamination, characters])
+    contamination.look(texts_of(examples, "examples"))
+    found = leaks.result()
+    validation = audit_validation({stage: _splits(run, stage) for stage in run.training})
+    stamps = [found.stamp(), contamination.stamp(), validation, _tokenizer(run, tokenizer), characters.stamp()]
+    write_json(run.run / AUDIT, found.facts | {"audits": [stamp.as_json() for stamp in stamps]})
     where = str(run.run / AUDIT)
-    if leaks.leaks:
-        raise UserError(leaks.refusal(where))
+    if found.leaks:
+        raise UserError(found.refusal(where))
     if errors := [f"{stamp.audit}: {finding.told()}" for stamp in stamps for finding in stamp.errors]:
         more = f"; {where} names {len(errors) - 1} more" if errors[1:] else ""
         raise UserError(f"the audit stops here: {errors[0]}{more}")
     others = [f"{stamp.audit} {stamp.state}" for stamp in stamps[1:]]
-    return "; ".join([*([leaks.summary] if held_out else []), *others])
+    return "; ".join([*([found.summary] if held_out else []), *others])
 
 
-def _others(run: Work, held_out: dict[str, list[Example]], trained_on: list[Example]) -> Iterator[Stamp]:
-    searched = chain(_corpus(run), texts_of(trained_on, "examples"))
-    yield audit_contamination(passages_of(held_out), searched)
-    yield audit_validation({stage: _splits(run, stage) for stage in run.training})
-    tokenizer = run.load_tokenizer()
+def _leaks(run: Work, held_out: dict[str, list[Example]], trained_on: dict[str, list[Example]]) -> LeakAudit:
+    """Examples of a stage that leaves leaks out were searched when they were drawn, and are not again."""
+    dropping = [stage for stage, config in run.recipe.tuning.items() if config.drop_leaks]
+    whole = [example for stage, examples in trained_on.items() if stage not in dropping for example in examples]
+    dropped = {stage: run.store(stage).manifest["dropped_leaks"] for stage in dropping if stage in run.training}
+    return LeakAudit(whole, held_out, dropped, searched=sum(len(trained_on[stage]) for stage in dropping))
+
+
+def _tokenizer(run: Work, tokenizer: Tokenizer) -> Stamp:
     ends = {
         stage: run.store(stage).split("train")
         for stage, config in run.training.items()
         if not isinstance(config, ReinforceConfig)  # its shards hold prompts alone
     }
     answers = any(isinstance(config, PosttrainingConfig) for config in run.training.values())
-    yield audit_tokenizer(tokenizer, ends, answers)
-    yield audit_characters(
-        tokenizer,
-        (example.response for example in trained_on),
-        (example.response for examples in held_out.values() for example in examples),
-        (document.text for document in islice(_corpus(run), SAMPLE)),
-    )
+    return audit_tokenizer(tokenizer, ends, answers)
 
 
 def _splits(run: Work, stage: str) -> tuple[TokenSplit, TokenSplit | None]:
@@ -124,7 +128,7 @@ def _corpus(run: Work) -> Iterator[Document]:
         yield from documents
         return
     decontaminate = Decontaminator(sets, run.base_dir)
-    while block := list(islice(documents, BLOCK)):
+    for block in in_blocks(documents):
         for document, verdict in zip(block, decontaminate.each([each.text for each in block]), strict=True):
             if verdict.text is not None:
                 yield replace(document, text=verdict.text)
@@ -157,8 +161,11 @@ def audit_benchmarks(run: Work, questions: Mapping[str, Sequence[Question]], fol
     known = read_stamps(run.run)
     before = known.get(BENCHMARKS)
     try:
-        examples = chain.from_iterable(texts_of(run.trained_on(stage), stage) for stage in run.recipe.tuning)
-        stamp = audit_contamination(questions_of(questions), chain(_corpus(run), examples), BENCHMARKS)
+        audit = ContaminationAudit(questions_of(questions), BENCHMARKS)
+        read_once(_corpus(run), [audit])
+        for stage in run.recipe.tuning:
+            audit.look(texts_of(run.trained_on(stage), stage))
+        stamp = audit.stamp()
     except UserError as error:  # such as texts that are not on this machine
         stamp = Stamp(BENCHMARKS, not_run=f"what it was trained on cannot be read: {error}")
     if before is not None and before.not_run is None and stamp.not_run is None:

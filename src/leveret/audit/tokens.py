@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
 
 from leveret.audit.finding import Finding, Severity, Stamp, count
 from leveret.data.shards import TokenSplit
+from leveret.data.sources import Document
 from leveret.errors import UserError
 from leveret.tokenizer.template import sample_text
 from leveret.tokenizer.tokenizer import Tokenizer
@@ -25,6 +26,10 @@ STAND_INS = ("<s>", "</s>")
 """Begin and end in `sample_text`, whatever the tokenizer's are."""
 SHOWN = 20
 """Characters that a finding names."""
+SAMPLE = 2000
+"""Documents of the corpus whose characters are looked at."""
+ANSWERS = "answers"
+"""Where what is to be learnt stands."""
 
 
 # --- special tokens ----------------------------------------------------------------------------------------------
@@ -108,33 +113,52 @@ def _end(tokenizer: Tokenizer, train: Mapping[str, TokenSplit], severity: Severi
 # --- text that cannot be written -----------------------------------------------------------------------------------
 
 
-def audit_characters(
-    tokenizer: Tokenizer, targets: Iterable[str], held_out: Iterable[str], corpus: Iterable[str]
-) -> Stamp:
-    """Characters that do not come back from the tokenizer, counted: in answers to learn, in held-out ones, in a corpus.
+class CharacterAudit:
+    """Counts characters that do not come back from the tokenizer: in answers to learn, in held-out ones, and in the
+    first `SAMPLE` documents of the corpus.
 
     An unknown token in an answer to learn is an error; characters that come back as others, and other texts, warn.
     """
-    findings, facts, total = [], {}, 0
-    for where, texts in (("answers", targets), ("held-out answers", held_out), ("the corpus", corpus)):
+
+    def __init__(self, tokenizer: Tokenizer, targets: Iterable[str], held_out: Iterable[str]) -> None:
+        self._tokenizer, self._texts = tokenizer, 0
+        self._counts = {ANSWERS: self._counted(targets), "held-out answers": self._counted(held_out)}
+        self._corpus: Counter[str] = Counter()
+        self._documents = 0
+
+    def _counted(self, texts: Iterable[str]) -> Counter[str]:
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(text)
-            total += 1
-        unknown, changed = _lost(tokenizer, counts)
-        severity: Severity = "error" if where == "answers" else "warning"
-        found: list[tuple[dict[str, int], Severity, str]] = [
-            (unknown, severity, "has no token for, so that they cannot be written"),
-            (changed, "warning", "gives back as others"),
-        ]
-        for lost, grave, how in found:
-            if lost:
-                shown = " ".join(f"{character!r} ({number:,})" for character, number in list(lost.items())[:SHOWN])
-                what = f"{count(len(lost), 'character')} that the tokenizer {how}: {shown}"
-                mend = "take one that falls back on bytes and keeps text as it is: kind bpe, or sentencepiece-bpe"
-                findings.append(Finding(grave, what, where, mend))
-        facts[where] = {"unknown": unknown, "changed": changed}
-    return Stamp("characters", findings, f"every character of {count(total, 'text')}", facts=facts)
+            self._texts += 1
+        return counts
+
+    @property
+    def wants_more(self) -> bool:
+        return self._documents < SAMPLE
+
+    def look(self, documents: Sequence[Document]) -> None:
+        first = documents[: SAMPLE - self._documents]
+        self._corpus.update(self._counted(document.text for document in first))
+        self._documents += len(first)
+
+    def stamp(self) -> Stamp:
+        findings, facts = [], {}
+        for where, counts in (self._counts | {"the corpus": self._corpus}).items():
+            unknown, changed = _lost(self._tokenizer, counts)
+            severity: Severity = "error" if where == ANSWERS else "warning"
+            found: list[tuple[dict[str, int], Severity, str]] = [
+                (unknown, severity, "has no token for, so that they cannot be written"),
+                (changed, "warning", "gives back as others"),
+            ]
+            for lost, grave, how in found:
+                if lost:
+                    shown = " ".join(f"{character!r} ({number:,})" for character, number in list(lost.items())[:SHOWN])
+                    what = f"{count(len(lost), 'character')} that the tokenizer {how}: {shown}"
+                    mend = "take one that falls back on bytes and keeps text as it is: kind bpe, or sentencepiece-bpe"
+                    findings.append(Finding(grave, what, where, mend))
+            facts[where] = {"unknown": unknown, "changed": changed}
+        return Stamp("characters", findings, f"every character of {count(self._texts, 'text')}", facts=facts)
 
 
 def _lost(tokenizer: Tokenizer, counts: Counter[str]) -> tuple[dict[str, int], dict[str, int]]:

@@ -236,20 +236,33 @@ def audit_contamination(
 
 def contamination(corpus: Iterable[Document], index: NgramIndex, shown: int = SHOWN) -> Contamination:
     """What of an index's sets stands in a corpus, with the first `shown` overlapping passages of each."""
-    report = Contamination(index.n, index.common, {name: Found(coverage) for name, coverage in index.sets.items()})
-    documents, searched = tee(corpus)
-    for document, overlaps in zip(documents, index.find_each(one.text for one in searched), strict=True):
-        report.documents += 1
-        report.characters += len(document.text)
-        for name in {overlap.set for overlap in overlaps}:
-            report.sets[name].documents += 1
-        for start, end, name, number in overlaps:
-            found = report.sets[name]
-            if number not in found.examples and len(found.passages) < shown:
-                text = " ".join(document.text[start:end].split())
-                found.passages.append(Shown(number + 1, document.where or document.source, start, text))
-            found.examples.add(number)
-    return report
+    search = Search(index, shown)
+    search.look(corpus)
+    return search.found
+
+
+class Search:
+    """Looks for the passages of an index in a corpus; `found` is what it has found of them so far."""
+
+    def __init__(self, index: NgramIndex, shown: int = SHOWN) -> None:
+        self.found = Contamination(index.n, index.common, {name: Found(known) for name, known in index.sets.items()})
+        self._index, self._shown = index, shown
+
+    def look(self, documents: Iterable[Document]) -> None:
+        """Takes the next documents, which are read once, a few at a time."""
+        report = self.found
+        documents, searched = tee(documents)
+        for document, overlaps in zip(documents, self._index.find_each(one.text for one in searched), strict=True):
+            report.documents += 1
+            report.characters += len(document.text)
+            for name in {overlap.set for overlap in overlaps}:
+                report.sets[name].documents += 1
+            for start, end, name, number in overlaps:
+                found = report.sets[name]
+                if number not in found.examples and len(found.passages) < self._shown:
+                    text = " ".join(document.text[start:end].split())
+                    found.passages.append(Shown(number + 1, document.where or document.source, start, text))
+                found.examples.add(number)
 
 
 def render(report: Contamination, width: int = 160) -> str:

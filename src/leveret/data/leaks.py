@@ -1,6 +1,6 @@
 """The audit of held-out examples: does one of them, or nearly one, stand in what the model was trained on?
 
-`find_leaks` compares examples with examples, `find_leaks_in_text` examples with the documents of pretraining.
+`find_leaks` compares examples with examples, `LeaksInText` examples with the documents of pretraining.
 Both look only at what an index offers them, so that their time grows with the texts and not with their product.
 """
 
@@ -92,31 +92,48 @@ def leaking(train: Sequence[Example], heldout: Sequence[Example]) -> dict[int, K
 
 
 def find_leaks_in_text(heldout: Sequence[Example], documents: Iterable[Document]) -> list[Leak]:
-    """Held-out examples whose instruction and response both stand in one document; `train` is its number.
+    """What `LeaksInText` finds in all of these documents."""
+    search = LeaksInText(heldout)
+    search.look(documents)
+    return search.leaks
+
+
+class LeaksInText:
+    """Finds held-out examples whose instruction and response both stand in one document; `train` is its number.
 
     Both as whole words, the response outside the instruction: `verbatim` character by character, `normalised`
-    after `normalise`. At most one leak for each held-out example, the gravest, then the first, in the held-out
-    examples' order. The documents are read once, a few at a time.
+    after `normalise`.
     """
-    pairs = [_texts(example) for example in heldout]
-    probes = _probes([normalise(instruction) for instruction, _ in pairs])
-    index = NgramIndex.build((Passage("", *probe) for probe in enumerate(probes)), PROBE + 1, shortest=1)
-    wordless = {number for number, probe in enumerate(probes) if not probe}
-    found: dict[int, Leak] = {}
-    documents, searched = tee(documents)
-    overlaps = index.find_each(document.text for document in searched)
-    for where, (document, here) in enumerate(zip(documents, overlaps, strict=True)):
-        offered = wordless.union(overlap.number for overlap in here)
-        flat = _flatten(document.text) if offered else ""
-        for number in offered:
-            known = found.get(number)
-            if known is not None and known.kind == "verbatim":
-                continue
-            if _holds(document.text, *pairs[number]):
-                found[number] = Leak("verbatim", number, where)
-            elif known is None and _holds(flat, *map(normalise, pairs[number])):
-                found[number] = Leak("normalised", number, where)
-    return [found[number] for number in sorted(found)]
+
+    def __init__(self, heldout: Sequence[Example]) -> None:
+        self._pairs = [_texts(example) for example in heldout]
+        probes = _probes([normalise(instruction) for instruction, _ in self._pairs])
+        self._index = NgramIndex.build((Passage("", *probe) for probe in enumerate(probes)), PROBE + 1, shortest=1)
+        self._wordless = {number for number, probe in enumerate(probes) if not probe}
+        self._found: dict[int, Leak] = {}
+        self._seen = 0
+
+    def look(self, documents: Iterable[Document]) -> None:
+        """Takes the next documents, which are read once, a few at a time."""
+        documents, searched = tee(documents)
+        overlaps = self._index.find_each(document.text for document in searched)
+        for where, (document, here) in enumerate(zip(documents, overlaps, strict=True), self._seen):
+            self._seen = where + 1
+            offered = self._wordless.union(overlap.number for overlap in here)
+            flat = _flatten(document.text) if offered else ""
+            for number in offered:
+                known = self._found.get(number)
+                if known is not None and known.kind == "verbatim":
+                    continue
+                if _holds(document.text, *self._pairs[number]):
+                    self._found[number] = Leak("verbatim", number, where)
+                elif known is None and _holds(flat, *map(normalise, self._pairs[number])):
+                    self._found[number] = Leak("normalised", number, where)
+
+    @property
+    def leaks(self) -> list[Leak]:
+        """At most one for each held-out example, the gravest, then the first, in the held-out examples' order."""
+        return [self._found[number] for number in sorted(self._found)]
 
 
 def report(
