@@ -25,6 +25,7 @@ ORDER: list[set[str]] = [
     {"evaluation"},
     {"depth"},
     {"recipe"},
+    {"schema"},
     {"rundir"},
     {"planning", "audit"},
     {"report"},

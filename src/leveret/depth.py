@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 
 from leveret.errors import UserError
 
+DEPTHS = range(1, 65)
 # An aspect ratio of 64, as GPT-2 small's (768 / 12) and nanochat's; heads as wide as in all five reference models.
 WIDTH_PER_LAYER = HEAD_WIDTH = 64
 # Blocks that learnt more from a token in our own runs (docs/experiments.md): squared ReLU four times as wide as the
@@ -43,8 +44,8 @@ def expand_depth(content: dict[str, Any]) -> None:
     if not isinstance(model, dict) or "depth" not in model:
         return
     depth = model.pop("depth")
-    if not isinstance(depth, int) or isinstance(depth, bool) or not 1 <= depth <= 64:
-        raise UserError(f"model.depth is a number of layers from 1 to 64, not {depth!r}")
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth not in DEPTHS:
+        raise UserError(f"model.depth is a number of layers from {DEPTHS[0]} to {DEPTHS[-1]}, not {depth!r}")
     width = model.setdefault("hidden_size", WIDTH_PER_LAYER * depth)
     if not _is_count(width):
         return

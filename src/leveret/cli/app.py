@@ -13,7 +13,7 @@ from leveret.cli import data, speak, train
 from leveret.cli.exporting import card, export_app, publish
 from leveret.cli.importing import import_app
 from leveret.cli.inspect import inspect_app
-from leveret.cli.launch import launch_app
+from leveret.cli.launch import launch
 from leveret.cli.options import (
     CopyData,
     Device,
@@ -45,11 +45,11 @@ app.add_typer(data.data_app, name="data")
 app.add_typer(data.audit_app, name="audit")
 app.add_typer(inspect_app, name="inspect")
 app.add_typer(runs_app, name="runs")
-app.add_typer(launch_app, name="launch")
 app.add_typer(import_app, name="import")
 app.add_typer(export_app, name="export")
 train.add_verbs(app)
 speak.add_verbs(app)
+app.command()(launch)
 app.command()(serve)
 app.command()(quantize)
 app.command()(card)
@@ -169,6 +169,14 @@ def recipes() -> None:
 
     for name in shipped_recipes():
         print(f"{name:<18} {load_recipe(name)[0].description}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, with which editors complete and check YAML."""
+    from leveret.schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))
 
 
 @app.command()

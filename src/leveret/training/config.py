@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from leveret.config import Config
 from leveret.hardware.config import Precision
@@ -22,8 +22,12 @@ def _as_word(value: Any) -> Any:
     return ("full" if value else "none") if isinstance(value, bool) else value
 
 
-MicroBatch = Annotated[int | Literal["auto"], BeforeValidator(_rows_or_auto)]
-Recompute = Annotated[Literal["none", "selective", "full"], BeforeValidator(_as_word)]
+_Words = Literal["none", "selective", "full"]
+MicroBatch = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(_rows_or_auto, json_schema_input_type=PositiveInt | Literal["auto"]),
+]
+Recompute = Annotated[_Words, BeforeValidator(_as_word, json_schema_input_type=_Words | bool)]
 
 
 class OptimizerConfig(Config):
