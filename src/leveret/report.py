@@ -113,6 +113,7 @@ def _evaluation(run: RunDir, stage: str) -> str:
         if "bits_per_byte" in loss:
             text += f", {loss['bits_per_byte']:.4f} bits a byte"
         parts.append(f"{text}, over {loss['tokens']:,} held-out tokens of {results['stage']}'s data.")
+        parts += _by_source(loss.get("by_source", {}))
     rows, failures = [], []
     for name, figures in results["sets"].items():
         low, high = figures["interval_95"]
@@ -136,7 +137,32 @@ def _evaluation(run: RunDir, stage: str) -> str:
             "Greedy decoding; an answer counts if it is the expected one but for white space.",
         ]
         parts += ["### By kind of command", table(["set: kind", "examples", "failed", "exact"], failures)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_generation(results.get("generation", {}))])
+
+
+def _by_source(known: dict[str, dict[str, Any]]) -> list[str]:
+    """Held-out loss of each source."""
+    rows = []
+    for name, figures in known.items():
+        bits = f"{figures['bits_per_byte']:.4f}" if "bits_per_byte" in figures else ""
+        rows.append([name, f"{figures['tokens']:,}", f"{figures['loss']:.4f}", f"{figures['perplexity']:.2f}", bits])
+    return [table(["source", "tokens", "loss", "perplexity", "bits a byte"], rows)] if rows else []
+
+
+def _generation(known: dict[str, dict[str, Any]]) -> list[str]:
+    """Repetition and ends of generated text."""
+    keys = {"rep_4": "rep-4", "distinct_2": "distinct-2", "ended": "ended", "empty": "empty", "loops": "loops"}
+    rows = []
+    for name, figures in known.items():
+        shares = ["" if figures[key] is None else f"{figures[key]:.1%}" for key in keys]
+        rows.append([name, f"{figures['answers']:,}", f"{figures['tokens']:.1f}", *shares])
+    if not rows:
+        return []
+    note = (
+        "rep-4: 4-grams of an answer that were in it before (Welleck et al., 2019). distinct-2: different 2-grams of "
+        "all answers (Li et al., 2016). loops: answers that end in the same tokens over and over."
+    )
+    return ["### Generated text", table(["prompts", "answers", "mean tokens", *keys.values()], rows), note]
 
 
 def _benchmarks(run: RunDir, stage: str) -> str:

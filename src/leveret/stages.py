@@ -18,17 +18,19 @@ from leveret.api import LoadedModel, load_model
 from leveret.audit.stage import audit_benchmarks
 from leveret.data.batches import Batches
 from leveret.data.config import ExamplesConfig
+from leveret.data.look import label
 from leveret.data.shards import TokenStore
 from leveret.errors import UserError
 from leveret.evaluation.config import EvaluateConfig
 from leveret.evaluation.exact_match import exact_match, write_rows
+from leveret.evaluation.generation import faults
 from leveret.evaluation.loss import held_out_loss
 from leveret.evaluation.probe import Probe
 from leveret.evaluation.suite import evaluate_suite
 from leveret.hardware.allocator import keep_freed_memory
 from leveret.hardware.device import environment, pick_device, pick_dtype
 from leveret.inference.config import SamplingConfig
-from leveret.inference.engine import Engine
+from leveret.inference.engine import Completion, Engine
 from leveret.inference.quantize import Quantisation, quantise, quantised_folder, rounded, write_quantised
 from leveret.model.decoder import Decoder
 from leveret.model.lora import add_lora
@@ -284,6 +286,7 @@ def evaluate_run(run: Run, loaded: LoadedModel, config: EvaluateConfig) -> dict[
     folder = run.run / loaded.stage / "evaluation"
     results, rows = _match_sets(run, loaded, config)
     results["loss"] = _losses(run, loaded)
+    results["generation"] = _faults(loaded, config, rows)
     for name, answered in rows.items():
         write_rows(folder / f"{name}.jsonl", answered)
     write_json(folder / "results.json", results)
@@ -322,6 +325,17 @@ def _match_sets(
     return results, rows
 
 
+def _faults(loaded: LoadedModel, config: EvaluateConfig, rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Repetition, loops and ends of the answers to the recipe's prompts and to each held-out set."""
+    answers = {
+        name: [Completion(row["answer"], loaded.tokenizer.encode(row["answer"]), row["finish"]) for row in answered]
+        for name, answered in rows.items()
+    }
+    if prompts := loaded.recipe.sample_prompts:
+        answers["sample prompts"] = loaded.engine.generate([loaded.encode(each) for each in prompts], config.decoding)
+    return {name: faults(each) for name, each in answers.items()}
+
+
 def _decoding(config: EvaluateConfig) -> str:
     return "greedy" if config.beams == 1 else f"{config.beams} beams, length penalty {config.length_penalty:g}"
 
@@ -346,7 +360,8 @@ def _losses(run: Run, loaded: LoadedModel) -> dict[str, Any]:
         return {}
     if isinstance(config, PreferConfig):
         return measure(engine.model, Preferences(config), validation.in_order(), engine.device, torch.float32)
-    return held_out_loss(engine.model, validation, engine.device)
+    labels = [label(source) for source in store.manifest.get("sources", [])]
+    return held_out_loss(engine.model, validation, engine.device, labels=labels)
 
 
 def evaluate_reference(

@@ -9,7 +9,7 @@ import torch
 
 from leveret.data.batches import Batches
 from leveret.data.shards import ShardWriter, TokenStore
-from leveret.data.windows import concatenated
+from leveret.data.windows import concatenated, make_windows
 from leveret.evaluation.loss import held_out_loss
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
@@ -107,3 +107,27 @@ def test_it_leaves_the_model_in_its_mode(tmp_path: Path) -> None:
         held_out_loss(model, batches, CPU, most=1)
         assert model.training is training
         assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_by_source_the_parts_make_up_the_whole(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "shards", VOCABULARY, 50)
+    texts = {0: TEXTS[:20], 1: ["other words " * 3] * 5}
+    for number, documents in texts.items():
+        for text in documents:
+            ids = ids_of(text)
+            tokens, lengths = np.array(ids, dtype=np.uint16), np.array([len(ids)])
+            writer.extend("validation", tokens, lengths, len(text.encode()), source=number)
+    windows, _ = make_windows(writer.starts("validation"), writer.splits["validation"].sources, LENGTH, "best-fit")
+    writer.finish({"validation": windows}, {})
+    batches = Batches(TokenStore(tmp_path / "shards").split("validation"), 3, LENGTH)
+    whole = held_out_loss(decoder(), batches, CPU)
+    figures = held_out_loss(decoder(), batches, CPU, labels=["a.txt", "b.txt"])
+    apart = figures.pop("by_source")
+    assert figures == pytest.approx(whole, rel=1e-6)
+    assert list(apart) == ["0: a.txt", "1: b.txt"]
+    assert sum(each["tokens"] for each in apart.values()) == whole["tokens"]
+    for number, each in enumerate(apart.values()):
+        tokens, size = (
+            sum(map(len, parts)) for parts in zip(*((ids_of(t), t.encode()) for t in texts[number]), strict=True)
+        )
+        assert each["bits_per_byte"] == pytest.approx(each["loss"] / math.log(2) * tokens / size)

@@ -114,9 +114,10 @@ class ShardWriter:
         assert len(tokens) == lengths.sum()
         state = self.splits.setdefault(split, _Split())
         if not state.sources or state.sources[-1]["source"] != source:
-            state.sources.append({"source": source, "documents": 0, "tokens": 0})
+            state.sources.append({"source": source, "documents": 0, "tokens": 0, "text_bytes": 0})
         state.sources[-1]["documents"] += len(lengths)
         state.sources[-1]["tokens"] += len(tokens)
+        state.sources[-1]["text_bytes"] += text_bytes
         state.starts.append(state.tokens + np.cumsum(lengths) - lengths)
         state.documents += len(lengths)
         state.tokens += len(tokens)
@@ -274,6 +275,8 @@ class TokenSplit:
 
         self.tokens: int = facts["tokens"]
         self.text_bytes: int = facts["text_bytes"]
+        self.sources: list[dict[str, int]] = facts.get("sources", [])
+        """In the order of the tokens: number in the recipe, documents, tokens; text_bytes, if not of an older make."""
         self.shards = [load(shard) for shard in facts["shards"]]
         self.masks = [load(shard["mask"]) for shard in facts["shards"] if "mask" in shard]
         self.starts: IntArray = load(facts["starts"])
