@@ -1,9 +1,9 @@
-# make quickstart | test | test-long | torture | lint | clean.  TORCH_INDEX=URL takes torch from that package index.
+# make quickstart | test | test-long | torture | lint | docs | clean.  TORCH_INDEX=URL takes torch from that package index.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test test-long torture lint format clean install
+.PHONY: quickstart test test-long torture lint docs format clean install
 
 install: $(INSTALLED)
 
@@ -30,6 +30,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/site
+	@echo build/site/index.html
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
