@@ -1,0 +1,153 @@
+"""How much of a GPU's peak a training reaches: from measurements by size and device, never from a guess.
+
+Ours come first; else other tools' on the same chip at about the same size, with a band as wide as they differ.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError
+
+from leveret.config import Config, config_dir
+from leveret.errors import UserError
+from leveret.hardware.peak import Gpu, find_gpu
+from leveret.strangers.documents import Loader, read_yaml
+
+NEAR = 2.0
+"""Times as much or as little work for a token as in a measurement, at most, that it still speaks for."""
+OURS_BAND, THEIRS_BAND = 0.1, 0.25
+"""Share of an MFU that it may be off to either side: our own on that device; another tool's, at least."""
+
+
+class Row(Config):
+    """One measurement."""
+
+    gpu: str
+    """As --gpu names it, or the machine's own name."""
+    model: str
+    """What was trained."""
+    flops_per_token: float = Field(gt=0)
+    """Operations of a token, recomputed ones among them."""
+    tokens_per_second: float = Field(gt=0)
+    """On each device."""
+    date: Annotated[str, BeforeValidator(str)]
+    """When."""
+    source: str
+    """Who measured it."""
+    ours: bool = False
+    """Whether `leveret train` was measured."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """Of a machine that is not in the table of GPUs."""
+
+
+class Rows(Config):
+    """A table of measurements."""
+
+    date: Annotated[str, BeforeValidator(str)]
+    """Of the table."""
+    rows: list[Row]
+    """In any order."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """mfu: share of the peak that the operations of a step, recomputed ones too, come to. low, high: 80% of what it may
+    be. source: in words. ours: whether it is of this project's training."""
+
+    mfu: float
+    low: float
+    high: float
+    source: str
+    ours: bool
+
+
+def read_speeds() -> list[Row]:
+    """The measurements of this user, then ours.
+
+    Raises:
+        UserError: the user's speeds.yaml is none.
+    """
+    shipped = Path(str(resources.files("leveret.planning") / "speeds.yaml"))
+    return [row for path in (config_dir() / "speeds.yaml", shipped) if path.is_file() for row in _read(path).rows]
+
+
+def _read(path: Path) -> Rows:
+    try:
+        content: Any = read_yaml(path, Loader)
+        return Rows.model_validate(content)
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise UserError(f"{path} is no table of speeds: {' '.join(str(error).split())[:200]}") from None
+
+
+def keep_speed(row: Row) -> Path:
+    """Adds a measurement to this user's, in the place of one of the same machine and model. Returns the file."""
+    path = config_dir() / "speeds.yaml"
+    rows = _read(path).rows if path.is_file() else []
+    kept = [each for each in rows if (each.gpu, each.model) != (row.gpu, row.model)]
+    table = Rows(date=row.date, rows=[*kept, row])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(yaml.safe_dump(table.model_dump(), sort_keys=False), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def find_speed(gpu: Gpu, flops_per_token: float, rows: list[Row]) -> Speed:
+    """What a training of so much work for a token reaches on that GPU.
+
+    Ours on that very GPU within a factor of two. Else, of other tools', the nearest on that chip that is within a factor
+    of two or has larger and smaller ones on either side, with a band over all of those.
+
+    Raises:
+        UserError: nobody has measured the like.
+    """
+
+    def distance(row: Row) -> float:
+        return abs(math.log(row.flops_per_token / flops_per_token))
+
+    near = sorted((row for row in rows if _chip(row) == gpu.chip), key=distance)
+    ours = [row for row in near if row.ours and row.gpu in (gpu.alias, gpu.name) and distance(row) <= math.log(NEAR)]
+    if ours:
+        mfu = _mfu(ours[0], gpu)
+        return Speed(mfu, mfu * (1 - OURS_BAND), mfu * (1 + OURS_BAND), _told(ours[0]), True)
+    theirs = [row for row in near if not row.ours]
+    below = next((row for row in theirs if row.flops_per_token <= flops_per_token), None)
+    above = next((row for row in theirs if row.flops_per_token > flops_per_token), None)
+    heard = [row for row in theirs if distance(row) <= math.log(NEAR)]
+    heard += [row for row in (below, above) if below and above and row and row not in heard]
+    if not heard:
+        raise UserError(_unknown(gpu, near))
+    best = min(heard, key=distance)
+    mfu, all_of_them = _mfu(best, gpu), [_mfu(row, gpu) for row in heard]
+    low, high = min([mfu * (1 - THEIRS_BAND), *all_of_them]), max([mfu * (1 + THEIRS_BAND), *all_of_them])
+    return Speed(mfu, low, high, f"another tool's: {_told(best)}", False)
+
+
+def _chip(row: Row) -> str:
+    try:
+        return find_gpu(row.gpu).chip
+    except UserError:
+        return row.gpu  # a machine of the user's
+
+
+def _mfu(row: Row, gpu: Gpu) -> float:
+    return row.tokens_per_second * row.flops_per_token / (gpu.tflops * 1e12)
+
+
+def _told(row: Row) -> str:
+    return f"{row.model}, {row.tokens_per_second:,.0f} tokens/s on a {row.gpu} ({row.source}; {row.date})"
+
+
+def _unknown(gpu: Gpu, rows: list[Row]) -> str:
+    known = "; ".join(f"{row.model} on a {row.gpu}" for row in rows[:2])
+    return (
+        f"nobody has measured a model of this size on a {gpu.alias}"
+        + (f" (the nearest: {known})" if known else "")
+        + "; run `leveret plan --probe` there, or say what you know with --mfu"
+    )
