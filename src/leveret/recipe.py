@@ -246,6 +246,9 @@ def anchored(recipe: Recipe, base_dir: Path) -> Recipe:
     for each in content["data"]["filters"]:
         if (base_dir / each.get("path", ":").partition(":")[0]).is_file():  # not an installed module
             each["path"] = str(base_dir.absolute() / each["path"])
+    for name, path in content["evaluate"]["tasks"].items():
+        if (base_dir / path.rpartition(":")[0]).is_file():
+            content["evaluate"]["tasks"][name] = str(base_dir.absolute() / path)
     if (probe := content["evaluate"]["probe"]) and probe["bench"]:
         probe["bench"] = _absolute(probe["bench"], base_dir)
     tokenizer = content["tokenizer"]

@@ -23,6 +23,7 @@ from leveret.data.config import ExamplesConfig, OriginConfig
 from leveret.data.contamination import facts as contamination_facts
 from leveret.data.examples import Example, examples, preferences
 from leveret.data.filters.chain import facts as filter_facts
+from leveret.data.filters.hooks import source_hash
 from leveret.data.mixtures import Drawn, draw
 from leveret.data.parts import Job
 from leveret.data.prepare import prepare_documents, summary
@@ -434,6 +435,8 @@ class Run:
             "evaluate's recipe": digest(config.model_dump(exclude={"sets"}) | {"sets": list(config.sets)}),
             "the held-out sets": self._id_of(config.sets.values()),
         }
+        if config.tasks:
+            inputs |= {"its tasks": digest([source_hash(path, self.base_dir) for path in config.tasks.values()])}
         self._stage("evaluate", inputs, lambda: evaluate_run(self, model, config))
 
     def report(self) -> None:

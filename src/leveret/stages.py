@@ -21,12 +21,14 @@ from leveret.data.config import ExamplesConfig
 from leveret.data.look import label
 from leveret.data.shards import TokenStore
 from leveret.errors import UserError
+from leveret.evaluation.calibration import calibration_of, plot_reliability
 from leveret.evaluation.config import EvaluateConfig
 from leveret.evaluation.exact_match import exact_match, write_rows
 from leveret.evaluation.generation import faults
 from leveret.evaluation.loss import held_out_loss
 from leveret.evaluation.probe import Probe
 from leveret.evaluation.suite import evaluate_suite
+from leveret.evaluation.tasks import find_tasks
 from leveret.hardware.allocator import keep_freed_memory
 from leveret.hardware.device import environment, pick_device, pick_dtype
 from leveret.inference.config import SamplingConfig
@@ -221,7 +223,7 @@ def _train(
         folder=folder,
         device=device,
         console=run.console,
-        recipe=(run.run / "recipe.yaml").read_text(encoding="utf-8"),
+        recipe=run.run.recipe_text(),
         probe=partial(_probe, run, stage, tokenizer, lesson, _benchmarks(run)),
         profile=run.profile,
         room_after=_room_after(run, stage, model),
@@ -287,6 +289,10 @@ def evaluate_run(run: Run, loaded: LoadedModel, config: EvaluateConfig) -> dict[
     results, rows = _match_sets(run, loaded, config)
     results["loss"] = _losses(run, loaded)
     results["generation"] = _faults(loaded, config, rows)
+    if config.tasks:
+        asked = evaluate_suite(loaded, find_tasks(",".join(config.tasks), run.base_dir, config.tasks), config.limit)
+        results["tasks"] = asked.tasks
+        rows |= {task: [row for row in asked.rows if row["task"] == task] for task in asked.tasks}
     for name, answered in rows.items():
         write_rows(folder / f"{name}.jsonl", answered)
     write_json(folder / "results.json", results)
@@ -389,15 +395,16 @@ def evaluate_reference(
 
 
 def evaluate_on_suite(
-    reference: str, tasks: list[str], limit: int | None, bench: Path | None, output: Path | None, device: str
+    reference: str, suite: str, limit: int | None, bench: Path | None, output: Path | None, device: str
 ) -> dict[str, Any]:
-    """`leveret evaluate --suite`: benchmarks, with any model of ours.
+    """`leveret evaluate --suite`: benchmarks and other tasks, with any model of ours.
 
     Written to evaluation/suite/ of the run's stage, beside what is there of the same weights under the same protocol,
     and into its report, as `evaluate_reference` does.
     """
     loaded = load_model(reference, device)
     console = Console(stderr=True, soft_wrap=True)
+    tasks = find_tasks(suite, Path.cwd(), loaded.recipe.evaluate.tasks)
     found = evaluate_suite(loaded, tasks, limit, bench, lambda line: console.print(line, highlight=False))
     facts = {"model": reference, "stage": loaded.stage, "step": loaded.step, **found.facts}
     if output is not None:
@@ -410,6 +417,8 @@ def evaluate_on_suite(
         for task in found.tasks:
             write_rows(folder / f"{task}.jsonl", [row for row in found.rows if row["task"] == task])
         write_json(folder / "results.json", facts)
+        if believed := calibration_of(found.rows):
+            plot_reliability({f"{loaded.run.name}/{loaded.stage}": believed}, folder / "reliability.png")
         run = Run(loaded.recipe, Path.cwd(), loaded.run.path, console, device)
         stamp = audit_benchmarks(run, found.questions, folder)
         console.print(f"audit: benchmarks {stamp.state}; {stamp.not_run or stamp.looked_at}", highlight=False)

@@ -117,7 +117,8 @@ def evaluate(
         Path | None, typer.Option(help="Write one JSON line for each example here, and leave the run as it is.")
     ] = None,
     suite: Annotated[
-        str | None, typer.Option(help="Public benchmarks instead: small, six, or their names with commas.")
+        str | None,
+        typer.Option(help="Tasks instead, with commas: small, six, hellaswag, arithmetic, FILE, FILE.py:FUNCTION."),
     ] = None,
     bench: Annotated[
         Path | None, typer.Option(help="Folder of the benchmarks' jsonl files. [LEVERET_DATA/bench, else the hub]")
@@ -155,11 +156,14 @@ def _evaluate_on_suite(
     if bench is None and (data := os.environ.get("LEVERET_DATA")) and (Path(data) / "bench").is_dir():
         bench = Path(data) / "bench"
     theirs = harness and bench is None and suite not in SUITES  # the harness knows more names than ours
-    tasks = [name.strip() for name in suite.split(",")] if theirs else named(suite)
     from leveret.stages import ask_through_harness, evaluate_on_suite
 
-    evaluate = ask_through_harness if harness else evaluate_on_suite
-    print(json.dumps(evaluate(run, tasks, limit, bench, output, device), indent=2))
+    if harness:
+        tasks = [name.strip() for name in suite.split(",")] if theirs else named(suite)
+        found = ask_through_harness(run, tasks, limit, bench, output, device)
+    else:
+        found = evaluate_on_suite(run, suite, limit, bench, output, device)
+    print(json.dumps(found, indent=2))
 
 
 @app.command()

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from leveret.config import Config
 from leveret.data.config import ExamplesConfig
+from leveret.data.filters.config import HookPath
 from leveret.inference.config import SamplingConfig
 
 
@@ -27,6 +28,9 @@ class EvaluateConfig(Config):
 
     sets: dict[str, ExamplesConfig] = {}
     """Held-out sets, by name, whose answers must be matched exactly. The audit checks them against training."""
+    tasks: dict[str, HookPath] = {}
+    """Tasks of your own, by name: a function that gives questions, as `package.module:function` or `file.py:function`,
+    the file relative to the recipe's folder; see leveret/evaluation/tasks.py. `--suite` knows them by these names."""
     max_new_tokens: int = Field(96, gt=0)
     """Most tokens of an answer."""
     beams: int = Field(1, gt=0)

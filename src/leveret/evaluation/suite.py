@@ -1,14 +1,15 @@
-"""The public benchmarks, scored as lm-evaluation-harness does: of a question's choices the likeliest is the answer.
+"""Benchmarks and other tasks, as lm-evaluation-harness scores them: of several choices the likeliest is the answer.
 
 acc takes the log-likelihood of the whole choice, acc_norm that divided by the choice's characters. LAMBADA has one
-choice, which is right if greedy decoding would write it. Zero-shot, without a chat template; nothing is drawn.
+choice, which is right if greedy decoding would write it. Zero-shot, without a chat template; nothing is drawn. Tasks
+that ask for an answer are answered greedily, through the chat template of a model that chats.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,15 +18,22 @@ import torch
 
 from leveret import __version__
 from leveret.errors import UserError
+from leveret.evaluation.calibration import calibration_of
 from leveret.evaluation.exact_match import wilson_interval
+from leveret.evaluation.foreign import ForeignEngine
+from leveret.evaluation.generation import faults
 from leveret.evaluation.likelihood import Likelihood, Pair, encode_pair, likelihoods
-from leveret.inference.engine import Answers, Engine
-from leveret.tasks.benchmarks import BENCHMARKS, Question, load_benchmark
+from leveret.evaluation.tasks import Asked, Items, Task, benchmark
+from leveret.inference.config import SamplingConfig
+from leveret.inference.engine import Answers, Completion, Engine
+from leveret.tasks.benchmarks import Question
 from leveret.tokenizer.tokenizer import Tokenizer
 
 PROTOCOL = 1
 """Raised by one whenever a figure may come out otherwise than before."""
 PROMPTS = "lm-evaluation-harness 0.4.13"
+AT_ONCE = 64
+"""Prompts that are answered together."""
 Tell = Callable[[str], None]
 
 
@@ -34,6 +42,9 @@ class Model(Protocol):
 
     engine: Answers
     weights_sha256: str
+    chats: bool
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,43 +64,82 @@ class SuiteResult:
 
 def evaluate_suite(
     model: Model,
-    tasks: Sequence[str],
+    tasks: Sequence[str | Task],
     limit: int | None = None,
     bench: Path | None = None,
     tell: Tell = lambda line: None,
 ) -> SuiteResult:
-    """Scores a model on benchmarks.
+    """Scores a model on benchmarks and other tasks.
 
     Args:
-        tasks: names in tasks/benchmarks.py.
+        tasks: names in tasks/benchmarks.py, or what `find_tasks` found.
         limit: the first questions of each, as the harness's.
-        bench: folder of their jsonl files; None: from the hub.
+        bench: folder of the benchmarks' jsonl files; None: from the hub.
         tell: told of each task when it is done, and of failures of the network.
 
     Raises:
         UserError: a benchmark cannot be read, or another program holds the model.
     """
-    engine = model.engine
-    if not isinstance(engine, Engine):
-        raise UserError("llama.cpp tells no likelihoods of given texts: name the run, or an export with safetensors")
     figures: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     questions: dict[str, Sequence[Question]] = {}
-    for task in tasks:
-        loaded = load_benchmark(task, bench, limit, tell)
-        questions[task] = loaded.questions
-        scored = score(engine, loaded.questions)
-        answered = [
-            {"task": task, "id": f"{task}/{number}"} | judge(question, found)
-            for number, (question, found) in enumerate(zip(loaded.questions, scored, strict=True))
-        ]
-        figures[task] = summarise(answered, BENCHMARKS[task].normed) | {"source": loaded.source}
-        tell(f"{task}: {told(figures[task])}")
+    facts = protocol_of(model, limit)
+    for each in tasks:
+        task = benchmark(each) if isinstance(each, str) else each
+        items = task.load(limit, bench, tell)
+        questions[task.name] = items.questions
+        figures[task.name], answered = ask(model, task.name, items)
+        tell(f"{task.name}: {told(figures[task.name])}")
         rows += answered
-    return SuiteResult({**_protocol(model, engine, limit), "tasks": figures}, rows, questions)
+    return SuiteResult({**facts, "tasks": figures}, rows, questions)
 
 
-def _protocol(model: Model, engine: Engine, limit: int | None) -> dict[str, Any]:
+def ask(model: Model, name: str, items: Items) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The figures of one task, and the row of each of its questions."""
+    if isinstance(items.items[0], Asked):
+        rows, generated = _answers(model, items)
+        figures = summarise_answers(rows) | {"chat_template": model.chats, "generation": generated}
+    else:
+        scored = score(_engine(model), items.questions)
+        rows = [judge(question, found) for question, found in zip(items.questions, scored, strict=True)]
+        figures = summarise(rows, items.normed)
+    named = [{"task": name, "id": f"{name}/{number}"} | row for number, row in enumerate(rows)]
+    return figures | {"source": items.source}, named
+
+
+def _engine(model: Model) -> Engine | ForeignEngine:
+    if not isinstance(model.engine, Engine | ForeignEngine):
+        raise UserError("llama.cpp tells no likelihoods of given texts: name the run, or an export with safetensors")
+    return model.engine
+
+
+def _answers(model: Model, items: Items) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of what is answered greedily, and the faults of the answers."""
+    asked = [item for item in items.items if isinstance(item, Asked)]
+    prompts = [model.prompt_ids(item.messages) for item in asked]
+    answers: list[Completion] = [Completion("", [], "length")] * len(asked)
+    config = SamplingConfig(max_new_tokens=items.max_new_tokens)
+    order = sorted(range(len(asked)), key=lambda i: len(prompts[i]))  # alike ones together
+    for begin in range(0, len(order), AT_ONCE):
+        chunk = order[begin : begin + AT_ONCE]
+        for i, answer in zip(chunk, model.engine.generate([prompts[i] for i in chunk], config), strict=True):
+            answers[i] = answer
+    rows = [
+        {
+            "prompt": item.messages[-1]["content"],
+            "expected": item.answer,
+            "answer": answer.text,
+            "correct": bool(items.right(answer.text, item.answer)),
+            "finish": answer.finish,
+        }
+        for item, answer in zip(asked, answers, strict=True)
+    ]
+    return rows, faults(answers)
+
+
+def protocol_of(model: Model, limit: int | None) -> dict[str, Any]:
+    """What decides a model's figures, but for the questions themselves."""
+    engine = _engine(model)
     return {
         "format_version": 1,
         "weights_sha256": model.weights_sha256,
@@ -111,9 +161,10 @@ def encoded(tokenizer: Tokenizer, question: Question) -> list[Pair]:
     return [encode_pair(tokenizer, context, continuation) for context, continuation in question.pairs]
 
 
-def score(engine: Engine, questions: Sequence[Question]) -> list[list[Likelihood]]:
+def score(engine: Engine | ForeignEngine, questions: Sequence[Question]) -> list[list[Likelihood]]:
     """The likelihood of each choice of each question."""
-    return likelihoods(engine.model, [encoded(engine.tokenizer, question) for question in questions])
+    pairs = [encoded(engine.tokenizer, question) for question in questions]
+    return likelihoods(engine.model, pairs) if isinstance(engine, Engine) else engine.likelihoods(pairs)
 
 
 def judge(question: Question, found: Sequence[Likelihood]) -> dict[str, Any]:
@@ -141,11 +192,7 @@ def summarise(rows: Sequence[dict[str, Any]], normed: bool) -> dict[str, Any]:
     total = len(rows)
     figures: dict[str, Any] = {"n": total}
     for metric, key in (("acc", "correct"), ("acc_norm", "correct_norm"))[: 1 + normed]:
-        right = sum(row[key] for row in rows)
-        share = right / total
-        figures[metric] = share
-        figures[f"{metric}_stderr"] = math.sqrt(share * (1 - share) / (total - 1)) if total > 1 else None
-        figures[f"{metric}_interval_95"] = list(wilson_interval(right, total))
+        figures |= _share(metric, [row[key] for row in rows])
     choices = [len(row["loglikelihoods"]) for row in rows]
     if choices[0] == 1:
         values = [row["loglikelihoods"][0] for row in rows]
@@ -155,9 +202,26 @@ def summarise(rows: Sequence[dict[str, Any]], normed: bool) -> dict[str, Any]:
         figures["perplexity_stderr"] = perplexity * statistics.stdev(values) / math.sqrt(total) if total > 1 else None
     else:
         figures["chance"] = statistics.fmean(1 / count for count in choices)
+        figures["calibration"] = calibration_of(rows)
     figures["cut"] = sum(row["cut"] > 0 for row in rows)
     figures["unscored"] = sum(row["unscored"] > 0 for row in rows)
     return figures
+
+
+def summarise_answers(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of a task's rows that were answered. ended: the share that ended by themselves."""
+    ended = sum(row["finish"] == "stop" for row in rows) / len(rows)
+    return {"n": len(rows), **_share("acc", [row["correct"] for row in rows]), "ended": ended}
+
+
+def _share(metric: str, right: Sequence[bool]) -> dict[str, Any]:
+    """The share that is right, its standard error and its interval."""
+    total, share = len(right), sum(right) / len(right)
+    return {
+        metric: share,
+        f"{metric}_stderr": math.sqrt(share * (1 - share) / (total - 1)) if total > 1 else None,
+        f"{metric}_interval_95": list(wilson_interval(sum(right), total)),
+    }
 
 
 def told(figures: dict[str, Any]) -> str:
@@ -167,5 +231,5 @@ def told(figures: dict[str, Any]) -> str:
         if metric in figures:
             low, high = figures[f"{metric}_interval_95"]
             parts.append(f"{metric} {figures[metric]:.2%} (95%: {low:.2%} to {high:.2%})")
-    cut = f", {figures['cut']:,} cut to the context" if figures["cut"] else ""
+    cut = f", {figures['cut']:,} cut to the context" if figures.get("cut") else ""
     return f"{', '.join(parts)} of {figures['n']:,}{cut}"
