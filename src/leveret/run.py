@@ -126,7 +126,7 @@ class Run:
 
     def _upto(self, last: str) -> None:
         path = self.run / "recipe.yaml"
-        before = path.read_text("utf-8") if path.exists() else None
+        before = self.run.recipe_text() if path.exists() else None
         path.write_text(to_yaml(anchored(self.recipe, self.base_dir)), encoding="utf-8")
         for name, stage in self.stages.items():
             try:

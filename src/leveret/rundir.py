@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leveret.errors import UserError
+from leveret.strangers.documents import YAML_BYTES
 from leveret.strangers.documents import read_json as read_limited_json
+from leveret.strangers.files import read_limited
 from leveret.training import STAGES
 
 if TYPE_CHECKING:
@@ -42,8 +44,20 @@ class RunDir:
         """The resolved recipe that the run was made from."""
         from leveret.recipe import recipe_of_yaml
 
+        return recipe_of_yaml(self.recipe_text(), str(self / "recipe.yaml"))
+
+    def recipe_text(self) -> str:
+        """The same as it stands there.
+
+        Raises:
+            UserError: it cannot be read, or is too large for one.
+        """
         path = self / "recipe.yaml"
-        return recipe_of_yaml(path.read_text("utf-8"), str(path))
+        try:
+            return read_limited(path, YAML_BYTES).decode("utf-8")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"{path} cannot be read ({reason})") from None
 
     def state(self) -> dict[str, Any]:
         """What is known of each stage: {"stages": {name: {"inputs", "finished", "seconds"}}}."""

@@ -173,6 +173,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: !!python/object/apply:os.system [true]", "could not determine a constructor"),
         ("a: " + "x" * 2**20, "at most 1,048,576"),
         ("a: \0", "special characters are not allowed"),
+        ("b:\n  a: 1\n  c: 2\n  a: 3", "'a' is there twice, from line 2 on"),
     ],
 )
 def test_a_recipe_that_is_a_bomb_is_refused_in_a_line(text: str, said: str, tmp_path: Path) -> None:
@@ -189,6 +190,7 @@ def test_aliases_that_stay_small_are_taken_and_every_shipped_recipe_is() -> None
     assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]") == {
         "a": {"x": 1}, "b": {"x": 1, "y": 2}, "c": [{"x": 1}, {"x": 1}]
     }  # fmt: skip
+    assert parse_yaml("a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, x: 3}")["c"] == {"x": 3}  # what is merged yields
     for path in shipped_recipes().values():
         assert parse_yaml(path.read_text("utf-8")) == yaml.safe_load(path.read_text("utf-8"))
 

@@ -27,6 +27,8 @@ from leveret.data.shards import flush, is_validation, token_dtype
 from leveret.data.sources import Chunk, Document, read_chunk, refuse
 from leveret.data.windows import IntArray
 from leveret.errors import UserError
+from leveret.strangers.documents import parse_json
+from leveret.strangers.tensors import checked_arrays
 from leveret.tokenizer.tokenizer import Tokenizer
 
 DONE = "done.json"
@@ -169,18 +171,18 @@ class Part:
     def read(cls, path: Path) -> Part:
         """Raises UserError where the file is damaged, and takes it away so that it is made again."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(checked_arrays(path), allow_pickle=False) as file:
                 arrays = dict(file)
-            told = json.loads(arrays.pop("told").tobytes())
+            told = parse_json(arrays.pop("told").tobytes())
             fate = arrays.pop("fate")
             own = {name: arrays.pop(name) for name in ("tokens", "lengths", "text_bytes", "validation")}
-        except (OSError, ValueError, LookupError, EOFError, BadZipFile) as error:
+            prints = Fingerprints.of(arrays) if arrays else None
+            unreadable = Unreadable(**told.pop("unreadable"))
+            return cls(**own, prints=prints, fate=fate, unreadable=unreadable, **told)
+        except (OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, BadZipFile) as error:
             for lost in (path, path.with_name(DONE)):
                 lost.unlink(missing_ok=True)
             raise UserError(f"{path} is damaged ({error}); it is deleted, prepare again to make it anew") from None
-        prints = Fingerprints.of(arrays) if arrays else None
-        unreadable = Unreadable(**told.pop("unreadable"))
-        return cls(**own, prints=prints, fate=fate, unreadable=unreadable, **told)
 
     def dropped(self) -> Counter[str]:
         """How many documents each filter dropped."""

@@ -36,6 +36,7 @@ from leveret.data.sources import Chunk, Generators, Piece, chunks, describe, pie
 from leveret.data.windows import windows_of
 from leveret.display import Display
 from leveret.errors import UserError
+from leveret.strangers.documents import read_json
 
 CUT = 2
 """Goes up when chunks are cut otherwise, or a part holds something else."""
@@ -346,7 +347,7 @@ def merge(job: Job, places: list[Place], sequence_length: int, folder: Path, fac
         for place in places:
             tally = tallies[place.source]
             tally.revision = place.piece.revision
-            done = json.loads(place.done.read_text("utf-8"))
+            done = read_json(place.done)
             for number in range(done["parts"]):
                 part = Part.read(place.part(number))
                 tally.add(part)

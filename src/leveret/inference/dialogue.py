@@ -16,6 +16,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from leveret.errors import UserError
+from leveret.strangers.documents import JSON_BYTES, parse_json
+from leveret.strangers.files import read_limited
 
 FORMAT_VERSION = 1
 
@@ -137,15 +139,18 @@ class Dialogue:
             UserError: it cannot be read, or is none.
         """
         try:
-            found = _File.model_validate(_newest(json.loads(path.read_text("utf-8", "surrogatepass"))))
+            text = read_limited(path, JSON_BYTES).decode("utf-8", "surrogatepass")
+            found = _File.model_validate(_newest(parse_json(text)))
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the whole"
             raise UserError(f"{path} is no dialogue: {place}: {first['msg']}") from None
-        except (ValueError, RecursionError):
+        except (json.JSONDecodeError, UnicodeDecodeError):
             raise UserError(f"{path} is no dialogue: it is not JSON") from None
+        except ValueError as error:
+            raise UserError(f"{path} is no dialogue: {error}") from None
         if found.format_version != FORMAT_VERSION:
             raise UserError(
                 f"{path} has format_version {found.format_version}, and this Leveret reads {FORMAT_VERSION}"

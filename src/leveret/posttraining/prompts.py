@@ -24,10 +24,14 @@ from leveret.data.shards import ShardWriter, TokenSplit, TokenStore, is_validati
 from leveret.data.windows import Windows
 from leveret.errors import UserError
 from leveret.posttraining.lengths import Fitted, Fitter, as_messages
+from leveret.strangers.documents import parse_json
+from leveret.strangers.files import read_limited
 from leveret.tokenizer.template import render
 from leveret.tokenizer.tokenizer import Tokenizer
 
 NAME = "references.jsonl"
+MOST_BYTES = 2**29
+"""Of that file: a million long answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +123,13 @@ def read_references(store: TokenStore, split: str) -> list[Reference]:
     """
     path = store.folder / NAME
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); prepare the data again") from None
+        content = read_limited(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} cannot be read ({reason}); prepare the data again") from None
     if hashlib.sha256(content).hexdigest() != store.manifest["references"]["sha256"]:
         raise UserError(f"{path} is damaged; prepare the data again")
-    rows = (json.loads(line) for line in content.decode().splitlines())
+    rows = (parse_json(line) for line in content.decode().splitlines())
     return [Reference(row["response"], row["shell"]) for row in rows if row["split"] == split]
 
 

@@ -21,6 +21,7 @@ import yaml
 from leveret.data.look import label
 from leveret.rundir import read_object
 from leveret.runs import RunStatus, StageStatus, recipe_of, status
+from leveret.strangers.files import read_limited
 from leveret.training import STAGES
 from leveret.training.metrics import Row, read_events, read_metrics
 from leveret.training.plots import LOSSES, PANELS, points
@@ -29,6 +30,8 @@ POINTS = 600
 """Most points of a curve that are sent; a chart is not wider."""
 SAMPLES = 40
 """Newest samples of a stage that are sent."""
+MOST_SAMPLES = 2**26
+"""Bytes of a samples.md that is read."""
 CURVES = ("loss", "validation_loss", *PANELS)
 WATCHED = ("metrics.jsonl", "events.jsonl", "samples.md", "summary.json", "ledger.json", "evaluation/results.json")
 FIGURES = ("tokens", "epochs", "train_seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "dtype")
@@ -119,8 +122,8 @@ def downsample(curve: list[Point], most: int = POINTS) -> list[Point]:
 def read_samples(path: Path) -> list[dict[str, Any]]:
     """The samples of samples.md: {"step", "texts"} each, the newest last."""
     try:
-        text = path.read_text("utf-8", errors="replace")
-    except OSError:
+        text = read_limited(path, MOST_SAMPLES).decode("utf-8", errors="replace")
+    except (OSError, ValueError):
         return []
     parts = re.split(r"^## Step (\d+)$", text, flags=re.MULTILINE)
     found = [

@@ -51,7 +51,8 @@ def parse_json(content: bytes | str, once: bool = False) -> Any:
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which makes no objects, with limits on levels and on what aliases multiply to."""
+    """PyYAML's safe loader, which makes no objects, with limits on levels and on what aliases multiply to; refused is
+    a key that is twice in a mapping, since one of its values would be lost."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -74,6 +75,14 @@ class Loader(yaml.SafeLoader):
         if self._size > NODES:
             raise yaml.YAMLError(f"it has more than {NODES:,} values, those behind aliases counted each time")
         self._level -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)[1]
+            raise yaml.YAMLError(f"{twice[:80]!r} is there twice, from line {node.start_mark.line + 1} on")
         return node
 
 

@@ -2,6 +2,7 @@
 
     safetensors   8 bytes: length of the header; JSON {name: {"dtype", "shape", "data_offsets"}}; the tensors
     .npy          magic, version, length of the header; a Python dict as text; the array
+    .npz          a zip archive of .npy files, as they are
 
 The safetensors library takes a name that is there twice, and a header of 100 MB. numpy reads its header by Python's own
 parser.
@@ -13,7 +14,8 @@ import os
 import re
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 from leveret.errors import UserError
 from leveret.strangers.documents import parse_json
@@ -97,12 +99,38 @@ def checked_array(path: Path) -> Path:
         ValueError: its header is another, or the file is of another size.
     """
     with path.open("rb") as file:
-        size, head = os.fstat(file.fileno()).st_size, file.read(10)
-        length = int.from_bytes(head[8:], "little")
-        found = ARRAY_HEADER.fullmatch(file.read(length)) if head[:8] == b"\x93NUMPY\x01\x00" else None
+        _check_array(file, os.fstat(file.fileno()).st_size, str(path))
+    return path
+
+
+def checked_arrays(path: Path) -> Path:
+    """The path of an .npz file of such arrays, none of which is packed or there twice.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file.
+    """
+    try:
+        with ZipFile(path) as archive:
+            members = archive.infolist()
+            if len({member.filename for member in members}) < len(members):
+                raise ValueError(f"{path} has an array twice")
+            for member in members:
+                if member.compress_type != ZIP_STORED or member.compress_size != member.file_size:
+                    raise ValueError(f"{path} is packed")
+                with archive.open(member) as file:
+                    _check_array(file, member.file_size, f"{path}, {member.filename[:80]},")
+    except (BadZipFile, NotImplementedError, RuntimeError) as error:  # such as one that is encrypted
+        raise ValueError(f"{path} is no whole .npz file ({error})") from None
+    return path
+
+
+def _check_array(file: IO[bytes], size: int, where: str) -> None:
+    head = file.read(10)
+    length = int.from_bytes(head[8:], "little")
+    found = ARRAY_HEADER.fullmatch(file.read(length)) if head[:8] == b"\x93NUMPY\x01\x00" else None
     if found is None:
-        raise ValueError(f"{path} is no array of plain numbers")
+        raise ValueError(f"{where} is no array of plain numbers")
     shape = [int(number) for number in found[2].split(b",") if number.strip()]
     if len(shape) > DIMENSIONS or 10 + length + prod(shape) * int(found[1][1:]) != size:
-        raise ValueError(f"{path} has {size:,} bytes, which do not fit its shape")
-    return path
+        raise ValueError(f"{where} has {size:,} bytes, which do not fit its shape")

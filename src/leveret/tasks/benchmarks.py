@@ -11,7 +11,6 @@ CommonsenseQA's five choices the local file holds four.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from typing import Any
 from leveret.data.config import OriginConfig
 from leveret.data.hub import Log, hub_pieces, hub_rows
 from leveret.errors import UserError
+from leveret.strangers.documents import parse_json
+from leveret.strangers.files import read_limited
 
 Row = dict[str, Any]
 
@@ -218,6 +219,8 @@ BENCHMARKS: dict[str, Benchmark] = {
 SUITES: dict[str, tuple[str, ...]] = {"small": tuple(BENCHMARKS), "six": tuple(BENCHMARKS)[:6]}
 """`six` is what l20-edu-135m was published with."""
 
+MOST_BYTES = 2**28
+"""Of a file of questions; the largest of these has some ten million."""
 ALIASES = {"lambada": "lambada_openai", "winograd": "wsc273", "openbook_qa": "openbookqa"}
 
 
@@ -259,9 +262,10 @@ def load_benchmark(name: str, folder: Path | None, limit: int | None = None, log
         )
     path = folder / f"{benchmark.file}.jsonl"
     try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); --bench names the folder of the files") from None
+        text = read_limited(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} cannot be read ({reason}); --bench names the folder of the files") from None
     rows = _lines(path, text.decode("utf-8", errors="replace"))
     digest = hashlib.sha256(text).hexdigest()
     return Questions(_questions(str(path), rows, benchmark.of_file, limit), {"file": path.name, "sha256": digest})
@@ -271,7 +275,7 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, parse_json(line)
             except ValueError as error:
                 raise UserError(f"{path}, line {number} is not JSON ({error})") from None
 

@@ -45,7 +45,9 @@ class Tokenizer:
         from tokenizers import Tokenizer as Backend
 
         try:
-            given: dict[str, Any] = parse_json(definition)
+            given: dict[str, Any] = parse_json(definition, once=True)
+            if not isinstance(given, dict) or not isinstance(given.get("added_tokens"), list):
+                raise ValueError("it holds no mapping with added_tokens")
         except ValueError as error:
             raise UserError(f"not a tokenizer.json ({error}); check the file") from None
         # Some files carry the cutting and padding of their last use; ids must not depend on it.

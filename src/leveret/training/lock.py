@@ -23,6 +23,8 @@ from leveret.errors import UserError
 log = logging.getLogger("leveret")
 
 NAME = "lock"
+LONGEST = 500
+"""Characters that are read of what it says."""
 TRIES, PAUSE = 10, 0.02
 """How often and how many seconds apart a lock is asked for: who only looks at it holds it for a moment."""
 
@@ -100,4 +102,4 @@ def holder(folder: Path) -> str | None:
 
 def _said(file: TextIO) -> str:
     file.seek(0)
-    return file.read().strip() or "another process"
+    return file.read(LONGEST).strip() or "another process"

@@ -35,7 +35,7 @@ class Lines:
         self.file = path.open("ab", buffering=0)
         self.size = path.stat().st_size
         self.refused = False
-        self.waiting = b"" if not self.size or path.read_bytes().endswith(b"\n") else b"\n"  # a crash cut it short
+        self.waiting = b"" if _ends_whole(path, self.size) else b"\n"  # a crash cut it short
 
     def write(self, row: Row) -> None:
         self.waiting += json.dumps(row).encode() + b"\n"
@@ -95,6 +95,15 @@ class MetricsLog(Lines):
     def validated(self, step: int) -> bool:
         """Whether a validation was told of, with a loss or without one."""
         return step in self.measured
+
+
+def _ends_whole(path: Path, size: int) -> bool:
+    """Whether the last line of a file of that size is whole."""
+    if not size:
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
 
 
 def read_metrics(folder: Path) -> list[Row]:

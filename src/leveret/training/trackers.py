@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from leveret.strangers.documents import read_json
 from leveret.training.metrics import Row
 
 PROJECT = "leveret"
@@ -115,7 +116,7 @@ class Trackers:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
+            found = read_json(self.path)
             return found if isinstance(found["told"], dict) else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
