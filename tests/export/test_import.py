@@ -211,7 +211,18 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"architectures": ["Gemma2ForCausalLM"]}, "architectures Gemma2ForCausalLM"),
     ("llama", {"architectures": ["Qwen2ForCausalLM"]}, "biases on q, k and v alone"),
     ("llama", {"num_hidden_layers": 1}, "have model.layers.1.*no place"),
-    ("llama", {"num_hidden_layers": 10**9}, "1000000000 layers"),
+    ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000 is more than"),
+    ("llama", {"num_hidden_layers": 1000}, "1000 layers, and there are 21 tensors in all"),
+    (
+        "llama",
+        {"num_attention_heads": 2**63, "num_key_value_heads": 1, "head_dim": 2},
+        "num_attention_heads .* is more",
+    ),
+    ("llama", {"vocab_size": 2**63}, "vocabulary 9223372036854775808 is more"),
+    ("llama", {"vocab_size": None}, "has no vocab_size"),
+    ("llama", {"architectures": True}, "architectures True is not one of"),
+    ("llama", {"architectures": {"a": 1}}, "architectures {'a': 1} is not one of"),
+    ("llama", {"architectures": [["LlamaForCausalLM"]]}, "is not one of"),
     ("llama", {"max_position_embeddings": 10**12}, "max_position_embeddings 10{12} is more"),
     ("llama", {"intermediate_size": 64}, r"size \[48, 32\], and config.json makes it \[64, 32\]"),
     ("llama", {"num_attention_heads": 3}, "num_key_value_heads 2 does not divide"),
@@ -223,6 +234,11 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"vocab_size": 261}, r"the tokenizer has \d+ tokens, the model only 261"),
     ("mistral", {"sliding_window": "gone"}, "has no sliding_window"),
     ("qwen3", {"layer_types": ["full_attention", "chunked_attention"]}, "layer_types"),
+    ("qwen3", {"layer_types": True}, "layer_types True"),
+    ("qwen3", {"layer_types": [[1], [2]]}, "layer_types"),
+    ("qwen3", {"layer_types": None, "max_window_layers": "1"}, "max_window_layers 1 is no number"),
+    ("gpt2", {"n_embd": {}}, "hidden_size"),
+    ("gpt2", {"n_embd": None}, "has no n_embd"),
     ("gpt2", {"activation_function": "relu"}, "activation_function relu"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
 ]
@@ -236,6 +252,29 @@ def test_what_the_decoder_has_not_is_refused_by_key(
     with pytest.raises(UserError, match=said):
         import_model(str(folder), tmp_path / "run")
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+WINDOWS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"sliding_window": 5}),
+    ("mistral", {"layer_types": ["full_attention", "full_attention"]}),
+    ("qwen3", {"sliding_window": 5, "layer_types": "gone", "use_sliding_window": "gone"}),
+    ("qwen3", {"sliding_window": 5, "layer_types": "gone", "use_sliding_window": True}),
+    ("qwen3", {"sliding_window": 5, "layer_types": "gone", "use_sliding_window": True, "max_window_layers": 1}),
+    ("qwen3", {"sliding_window": 5, "layer_types": "gone", "use_sliding_window": True, "max_window_layers": 0}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), WINDOWS)
+def test_windows_are_where_transformers_has_them(
+    name: str, changes: dict[str, Any], made: Made, tmp_path: Path
+) -> None:
+    """Each class reads its own keys, with defaults of its own; the others' it passes over."""
+    folder = copied(made(name), tmp_path / "theirs", **changes)
+    ids = torch.arange(40)[None] * 7 % VOCABULARY
+    with torch.no_grad():
+        found = load_model(str(folder), "cpu").engine.model(ids)
+        expected = theirs_of(folder)(input_ids=ids).logits
+    assert (expected - found).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def _header(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:

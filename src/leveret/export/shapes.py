@@ -15,9 +15,10 @@ Facts = Mapping[str, Any]
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 LLAMA = (*SIZES, "max_position_embeddings")
+WINDOW = "sliding_window"
 NEEDED = {
     "LlamaForCausalLM": LLAMA,
-    "MistralForCausalLM": (*LLAMA, "num_key_value_heads", "sliding_window"),
+    "MistralForCausalLM": (*LLAMA, "num_key_value_heads", WINDOW),
     "Qwen3ForCausalLM": (*LLAMA, "num_key_value_heads", "head_dim"),
     "GPT2LMHeadModel": ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions"),
     "LeveretForCausalLM": LLAMA,
@@ -37,7 +38,15 @@ WHY = {
     "quantization_config": "only weights as they were trained can be gone on with",
     "auto_map": "it runs code of its own, which is not run here",
 }
-MOST = {"max_position_embeddings": 2**20, "head_width": 2**16, "hidden_size": 2**20, "intermediate_size": 2**24}
+MOST = {
+    "vocabulary": 2**24,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**24,
+    "num_hidden_layers": 2**16,
+    "num_attention_heads": 2**16,
+    "head_width": 2**16,
+    "max_position_embeddings": 2**20,
+}
 """What no model has more of; tables are made of these sizes before any weight is looked at."""
 OWN = "LeveretForCausalLM"
 """The class in modeling_leveret.py, which has every knob of the decoder."""
@@ -52,15 +61,15 @@ def shape_of(facts: Facts, where: str) -> ModelConfig:
     Raises:
         UserError: the decoder has no such shape; the key is named.
     """
-    named = facts.get("architectures") or ["none"]
-    kind = named[0]
-    if kind not in NEEDED:
+    named = facts.get("architectures")
+    kind = named[0] if isinstance(named, list) and named else named
+    if not isinstance(kind, str) or kind not in NEEDED:
         other = " (it has biases on q, k and v alone)" if kind == "Qwen2ForCausalLM" else ""
         raise UserError(
-            f"{where}: architectures {kind}{other} is not one of {', '.join(NEEDED)}, which can be imported"
+            f"{where}: architectures {_short(kind)}{other} is not one of {', '.join(NEEDED)}, which can be imported"
         )
     for key in NEEDED[kind]:
-        if key not in facts:
+        if key not in facts or (facts[key] is None and key != WINDOW):
             raise UserError(f"{where} has no {key}; it is not whole")
     for key, values in OURS.items():
         own = key == "auto_map" and kind == OWN  # a file of ours, which is not needed here
@@ -68,24 +77,31 @@ def shape_of(facts: Facts, where: str) -> ModelConfig:
             why = WHY.get(key, f"the decoder has {' or '.join(map(str, values))}")
             raise UserError(f"{where}: {key} {_short(value)} cannot be imported: {why}")
     keys = _gpt2(facts) if kind == "GPT2LMHeadModel" else _own(facts) if kind == OWN else _llama(facts, kind, where)
+    config = _checked(keys, where)
+    for key, most in MOST.items():
+        if (size := getattr(config, key)) > most:
+            raise UserError(f"{where}: {key} {size} is more than {most}, the most that is believed")
+    if kind == "Qwen3ForCausalLM":
+        config = _checked(keys | _windows(facts, config.num_hidden_layers, where), where)
+    return config
+
+
+def _checked(keys: Facts, where: str) -> ModelConfig:
     try:
-        config = ModelConfig.model_validate(keys)
+        return ModelConfig.model_validate(keys)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the shape"
         raise UserError(f"{where}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
-    for key, most in MOST.items():
-        if (size := getattr(config, key)) > most:
-            raise UserError(f"{where}: {key} {size} is more than {most}, the most that is believed")
-    return config
 
 
 def _llama(facts: Facts, kind: str, where: str) -> dict[str, Any]:
-    """Llama, and what differs from it in a window or in norms of queries and keys."""
+    """Llama, and what differs from it in a window or in norms of queries and keys. Llama itself has no window, whatever
+    its file says."""
     return {
         **{key: facts[key] for key in LLAMA},
         **{key: facts.get(key) for key in ("num_key_value_heads", "head_dim")},
-        **_window(facts, where),
+        "sliding_window": facts[WINDOW] if kind == "MistralForCausalLM" else None,
         "rope_theta": _rope_theta(facts, where),
         "norm_eps": facts.get("rms_norm_eps", 1e-6),
         "qk_norm": kind == "Qwen3ForCausalLM",
@@ -108,26 +124,30 @@ def _rope_theta(facts: Facts, where: str) -> float:
     return rope.get("rope_theta", facts.get("rope_theta", 10_000.0))  # type: ignore[no-any-return]
 
 
-def _window(facts: Facts, where: str) -> dict[str, Any]:
-    """The sliding window, and which layers have it."""
-    kinds, size = facts.get("layer_types"), facts.get("sliding_window")
+def _windows(facts: Facts, layers: int, where: str) -> dict[str, Any]:
+    """Qwen3's window, and which layers have it: those of layer_types, else all from max_window_layers on; none unless
+    use_sliding_window says so."""
+    kinds, first = facts.get("layer_types"), facts.get("max_window_layers", 28)
     if kinds is None:
-        return {"sliding_window": size if facts.get("use_sliding_window", True) else None}
-    if len(kinds) != facts["num_hidden_layers"] or not set(kinds) <= LAYERS.keys():
+        if type(first) is not int or first < 0:
+            raise UserError(f"{where}: max_window_layers {_short(first)} is no number of layers")
+        kinds = ["full_attention"] * min(first, layers) + ["sliding_attention"] * max(0, layers - first)
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in LAYERS for kind in map(str, kinds)):
         raise UserError(f"{where}: layer_types {_short(kinds)} cannot be imported: they must be {', '.join(LAYERS)}")
-    if "sliding_attention" not in kinds:
+    if "sliding_attention" not in kinds or not facts.get("use_sliding_window"):
         return {}
-    return {"sliding_window": size, "window_pattern": "".join(LAYERS[kind] for kind in kinds)}
+    return {"sliding_window": facts.get(WINDOW, 4096), "window_pattern": "".join(LAYERS[kind] for kind in kinds)}
 
 
 def _gpt2(facts: Facts) -> dict[str, Any]:
     width = facts["n_embd"]
+    inner = facts.get("n_inner") or (4 * width if type(width) is int else width)
     return {
         "vocab_size": facts["vocab_size"],
         "hidden_size": width,
         "num_hidden_layers": facts["n_layer"],
         "num_attention_heads": facts["n_head"],
-        "intermediate_size": facts.get("n_inner") or 4 * width,
+        "intermediate_size": inner,
         "max_position_embeddings": facts["n_positions"],
         "position": "learned",
         "norm": "layer",
