@@ -16,9 +16,10 @@ class Launch:
     """What is to be started.
 
     verb: of leveret's command line. source: how the recipe was named, and words: what came after it; what runs in this
-    folder is given the same. recipe, base: it as resolved, which runs elsewhere, and where its paths start from. nodes: machines. gpus: processes on each; 0: one without a GPU. gpu: its name. head: name of the first machine,
-    where all find each other. time: Slurm's limit. options: more of Slurm's. bucket: what SkyPilot's storage is called.
-    secrets: names of variables of the environment to hand on.
+    folder is given the same. recipe, base: it as resolved, which runs elsewhere, and where its paths start from. nodes:
+    machines. gpus: processes on each; 0: one without a GPU. gpu: its name. head: name of the first machine, where all
+    find each other. time: Slurm's limit. options: more of Slurm's. bucket: what SkyPilot's storage is called. secrets:
+    names of variables of the environment to hand on.
     """
 
     verb: str
