@@ -45,7 +45,7 @@ class LeveretLM(LM):  # type: ignore[misc]
             groups.setdefault((request.task_name, request.doc_id) if known else number, []).append(number)
         pairs = [[encode_pair(self.engine.tokenizer, *requests[i].args) for i in group] for group in groups.values()]
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for group, found in zip(groups.values(), likelihoods(self.engine.model, pairs), strict=True):
+        for group, found in zip(groups.values(), likelihoods(self.engine.reader, pairs), strict=True):
             for number, each in zip(group, found, strict=True):
                 answers[number] = (each.loglikelihood, each.greedy)
                 self.cache_hook.add_partial("loglikelihood", requests[number].args, answers[number])
@@ -60,7 +60,7 @@ class LeveretLM(LM):  # type: ignore[misc]
             cut = get_rolling_token_windows(ids, start, self.engine.context, 1)
             windows.append([Pair(*make_disjoint_window(window)) for window in cut])
         apart = [[window] for each in windows for window in each]
-        values = iter(found[0].loglikelihood for found in likelihoods(self.engine.model, apart))
+        values = iter(found[0].loglikelihood for found in likelihoods(self.engine.reader, apart))
         return [sum(next(values) for _ in each) for each in windows]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:

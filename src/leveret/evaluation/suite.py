@@ -40,10 +40,11 @@ Tell = Callable[[str], None]
 class Model(Protocol):
     """What is evaluated; `leveret.load` gives one."""
 
-    engine: Answers
     weights_sha256: str
     chats: bool
 
+    @property
+    def engine(self) -> Answers: ...
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]: ...
 
 
@@ -100,14 +101,15 @@ def ask(model: Model, name: str, items: Items) -> tuple[dict[str, Any], list[dic
         rows, generated = _answers(model, items)
         figures = summarise_answers(rows) | {"chat_template": model.chats, "generation": generated}
     else:
-        scored = score(_engine(model), items.questions)
+        scored = score(engine_of(model), items.questions)
         rows = [judge(question, found) for question, found in zip(items.questions, scored, strict=True)]
         figures = summarise(rows, items.normed)
     named = [{"task": name, "id": f"{name}/{number}"} | row for number, row in enumerate(rows)]
     return figures | {"source": items.source}, named
 
 
-def _engine(model: Model) -> Engine | ForeignEngine:
+def engine_of(model: Model) -> Engine | ForeignEngine:
+    """What tells likelihoods. Raises UserError where another program holds the model."""
     if not isinstance(model.engine, Engine | ForeignEngine):
         raise UserError("llama.cpp tells no likelihoods of given texts: name the run, or an export with safetensors")
     return model.engine
@@ -139,7 +141,7 @@ def _answers(model: Model, items: Items) -> tuple[list[dict[str, Any]], dict[str
 
 def protocol_of(model: Model, limit: int | None) -> dict[str, Any]:
     """What decides a model's figures, but for the questions themselves."""
-    engine = _engine(model)
+    engine = engine_of(model)
     return {
         "format_version": 1,
         "weights_sha256": model.weights_sha256,
@@ -163,8 +165,12 @@ def encoded(tokenizer: Tokenizer, question: Question) -> list[Pair]:
 
 def score(engine: Engine | ForeignEngine, questions: Sequence[Question]) -> list[list[Likelihood]]:
     """The likelihood of each choice of each question."""
-    pairs = [encoded(engine.tokenizer, question) for question in questions]
-    return likelihoods(engine.model, pairs) if isinstance(engine, Engine) else engine.likelihoods(pairs)
+    return read_likelihoods(engine, [encoded(engine.tokenizer, question) for question in questions])
+
+
+def read_likelihoods(engine: Engine | ForeignEngine, groups: Sequence[Sequence[Pair]]) -> list[list[Likelihood]]:
+    """As evaluation/likelihood.py's, with whatever computes the model."""
+    return likelihoods(engine.reader, groups) if isinstance(engine, Engine) else engine.likelihoods(groups)
 
 
 def judge(question: Question, found: Sequence[Likelihood]) -> dict[str, Any]:

@@ -65,14 +65,21 @@ def _compile(command: list[str], source: Path, library: Path) -> None:
         made.replace(library)
 
 
-def _processor() -> str:
-    """What native code depends on: instructions differ between machines that share a home folder."""
+@once
+def instructions() -> frozenset[str]:
+    """The processor's, by the names that Linux gives them; nothing where it does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
-        return platform.processor() + platform.machine()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+        return frozenset()
+    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(line.partition(":")[2].split())
+
+
+def _processor() -> str:
+    """What native code depends on: instructions differ between machines that share a home folder."""
+    return " ".join([platform.processor(), platform.machine(), *sorted(instructions())])
 
 
 def _tell(why: str) -> None:
-    print(f"decoding without its kernels, more slowly: {why}", file=sys.stderr)
+    print(f"going on without compiled kernels, more slowly: {why}", file=sys.stderr)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -20,6 +21,7 @@ from leveret.inference.config import SamplingConfig
 from leveret.inference.request import Delta, Finish, Request, TokenInfo
 from leveret.inference.runner import Runner
 from leveret.inference.scheduler import Scheduler
+from leveret.inference.tiles import tiled
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.tokenizer import Tokenizer
 
@@ -138,6 +140,11 @@ class Engine(Answers):
         self.dtype: torch.dtype = dtype or weight.dtype
         self.context = model.config.max_position_embeddings
         self.runner = Runner(model, self.dtype)
+
+    @cached_property
+    def reader(self) -> Decoder:
+        """The decoder for reading many tokens at once: the model, or a copy packed for it where that is faster."""
+        return (tiled(self.model) if self.dtype is torch.float32 else None) or self.model
 
     def scheduler(self, slots: int, capacity: int | None = None, *, remember: bool = True) -> Scheduler:
         return Scheduler(self, slots, capacity, remember=remember)
