@@ -29,7 +29,6 @@ nitpicky = False
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 add_module_names = False
-pygments_style, pygments_dark_style = "friendly", "native"
 highlight_language = "text"
 
 html_theme = "furo"

@@ -51,7 +51,7 @@ def recipe() -> str:
         if base is not None:
             sections += ["Every key of `pretrain` is one here too. These are added, or have another default:\n"]
         sections += list(_keys(key, config, told, base))
-    return "\n".join([*top, *sections])
+    return "\n".join(["## At the top\n", *top, *sections])
 
 
 def _keys(place: str, config: Schema, told: dict[str, str], base: Schema | None = None) -> Iterator[str]:
