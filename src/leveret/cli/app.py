@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from leveret.cli import data, speak, train
+from leveret.cli.comparing import compare
 from leveret.cli.exporting import card, export_app, publish
 from leveret.cli.importing import import_app
 from leveret.cli.inspect import inspect_app
@@ -26,7 +27,9 @@ from leveret.cli.options import (
     Smoke,
     open_run,
 )
+from leveret.cli.plan import plan_app
 from leveret.cli.quantize import quantize
+from leveret.cli.rehearse import rehearse
 from leveret.cli.runs import runs_app
 from leveret.cli.serve import serve
 from leveret.errors import UserError
@@ -45,11 +48,14 @@ app.add_typer(data.data_app, name="data")
 app.add_typer(data.audit_app, name="audit")
 app.add_typer(inspect_app, name="inspect")
 app.add_typer(runs_app, name="runs")
+app.add_typer(plan_app, name="plan")
 app.add_typer(import_app, name="import")
 app.add_typer(export_app, name="export")
 train.add_verbs(app)
 speak.add_verbs(app)
+app.command()(rehearse)
 app.command()(launch)
+app.command()(compare)
 app.command()(serve)
 app.command()(quantize)
 app.command()(card)
@@ -105,7 +111,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="RUN",
-            help="A run: DIR or name, /STAGE and @STEP after it if wished; with --suite also an exported folder.",
+            help="A run: DIR or name, /STAGE and @STEP after it; with --suite or --examples also an exported folder.",
         ),
     ],
     limit: Annotated[int | None, typer.Option(min=1, help="Examples used of each held-out set or benchmark.")] = None,

@@ -63,10 +63,11 @@ def render_facts(facts: dict[str, Any]) -> str:
     if facts["steps"]:
         rows.append((facts["stage"], f"{facts['steps']:,} steps, {facts['tokens']:,} tokens"))
     for kind, parts in memory.items():
-        told = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if name != "total")
-        rows.append((f"{kind} memory", f"about {_size(parts['total'])} ({told})"))
+        told = ", ".join(f"{name} {size_of(size)}" for name, size in parts.items() if name != "total")
+        rows.append((f"{kind} memory", f"about {size_of(parts['total'])} ({told})"))
     return "\n".join(f"{name:<18} {value}" for name, value in rows)
 
 
-def _size(count: int) -> str:
+def size_of(count: float) -> str:
+    """Bytes as a person reads them."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

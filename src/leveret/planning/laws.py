@@ -26,7 +26,11 @@ MOST_EPOCHS = 16
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted law, with its source. offset (nats) and efficiency come from calibration: see `calibrated`."""
+    """A fitted law, with its source. band: nats to either side, for 80%.
+
+    offset (nats) and efficiency come from calibration. A parameter and a token count as `efficiency` of those that the
+    law was fitted on. Both do: the laws saw no model below 44M parameters, and are too steep in them there.
+    """
 
     name: str
     source: str
@@ -47,7 +51,8 @@ class Fit:
 
     def reducible(self, parameters: float, tokens: float) -> float:
         """What more parameters and tokens would take away."""
-        return self.A / parameters**self.alpha + self.B / (self.efficiency * tokens) ** self.beta
+        worth = self.efficiency
+        return float(self.A / (worth * parameters) ** self.alpha + self.B / (worth * tokens) ** self.beta)
 
     def effective(self, parameters: float, tokens: float, unique: float) -> tuple[float, float]:
         """(N', D'): the parameters and tokens, read once each, that are worth as much (Muennighoff et al., 2023)."""
@@ -59,15 +64,18 @@ class Fit:
 
     def optimal_parameters(self, tokens: float) -> float:
         """Parameters for which so many tokens are the best use of compute, where that is 6 N D."""
-        ratio = self.alpha * self.A / (self.beta * self.B)
-        return float((ratio * (self.efficiency * tokens) ** self.beta) ** (1 / self.alpha))
+        return float((self._ratio * tokens**self.beta) ** (1 / self.alpha))
 
     def optimum(self, flops: float) -> tuple[float, float]:
         """(parameters, tokens) with the least loss for so many operations, 6 for each parameter and token."""
-        data = self.B / self.efficiency**self.beta
-        ratio = self.alpha * self.A / (self.beta * data)
-        parameters = ratio ** (1 / (self.alpha + self.beta)) * (flops / 6) ** (self.beta / (self.alpha + self.beta))
-        return float(parameters), float(flops / 6 / parameters)
+        both = self.alpha + self.beta
+        parameters = float(self._ratio ** (1 / both) * (flops / 6) ** (self.beta / both))
+        return parameters, flops / 6 / parameters
+
+    @property
+    def _ratio(self) -> float:
+        """N^alpha / D^beta where a little more of either takes away as much, for as much compute."""
+        return float(self.alpha * self.A / (self.beta * self.B) * self.efficiency ** (self.beta - self.alpha))
 
     def calibrated(self, offset: float, efficiency: float, band: float, source: str) -> Fit:
         """This fit as small runs have moved it."""

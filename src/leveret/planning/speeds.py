@@ -101,32 +101,51 @@ def keep_speed(row: Row) -> Path:
 def find_speed(gpu: Gpu, flops_per_token: float, rows: list[Row]) -> Speed:
     """What a training of so much work for a token reaches on that GPU.
 
-    Ours on that very GPU within a factor of two. Else, of other tools', the nearest on that chip that is within a factor
-    of two or has larger and smaller ones on either side, with a band over all of those.
+    Ours on that very GPU, within a factor of two. Else other tools', on that GPU or else on others of its chip: within
+    a factor of two, or between a larger and a smaller one; the band is over all of the chip's that count.
 
     Raises:
         UserError: nobody has measured the like.
     """
+    same = sorted((row for row in rows if _chip(row) == gpu.chip), key=lambda row: row.flops_per_token)
+    own = [row for row in same if row.gpu in (gpu.alias, gpu.name)]
+    if ours := _near([row for row in own if row.ours], flops_per_token):
+        return _speed(ours, ours, gpu, flops_per_token, OURS_BAND)
+    theirs = _heard([row for row in same if not row.ours], flops_per_token)
+    if not theirs:
+        raise UserError(_unknown(gpu, same))
+    own = _heard([row for row in own if not row.ours], flops_per_token)
+    return _speed(own or theirs, theirs, gpu, flops_per_token, THEIRS_BAND)
 
-    def distance(row: Row) -> float:
-        return abs(math.log(row.flops_per_token / flops_per_token))
 
-    near = sorted((row for row in rows if _chip(row) == gpu.chip), key=distance)
-    ours = [row for row in near if row.ours and row.gpu in (gpu.alias, gpu.name) and distance(row) <= math.log(NEAR)]
-    if ours:
-        mfu = _mfu(ours[0], gpu)
-        return Speed(mfu, mfu * (1 - OURS_BAND), mfu * (1 + OURS_BAND), _told(ours[0]), True)
-    theirs = [row for row in near if not row.ours]
-    below = next((row for row in theirs if row.flops_per_token <= flops_per_token), None)
-    above = next((row for row in theirs if row.flops_per_token > flops_per_token), None)
-    heard = [row for row in theirs if distance(row) <= math.log(NEAR)]
-    heard += [row for row in (below, above) if below and above and row and row not in heard]
-    if not heard:
-        raise UserError(_unknown(gpu, near))
-    best = min(heard, key=distance)
-    mfu, all_of_them = _mfu(best, gpu), [_mfu(row, gpu) for row in heard]
-    low, high = min([mfu * (1 - THEIRS_BAND), *all_of_them]), max([mfu * (1 + THEIRS_BAND), *all_of_them])
-    return Speed(mfu, low, high, f"another tool's: {_told(best)}", False)
+def _near(rows: list[Row], flops_per_token: float) -> list[Row]:
+    return [row for row in rows if abs(math.log(row.flops_per_token / flops_per_token)) <= math.log(NEAR)]
+
+
+def _heard(rows: list[Row], flops_per_token: float) -> list[Row]:
+    """Those, by size, that say something about this one."""
+    below = [row for row in rows if row.flops_per_token <= flops_per_token][-1:]
+    above = [row for row in rows if row.flops_per_token > flops_per_token][:1]
+    between = below + above if below and above else []
+    near = _near(rows, flops_per_token)
+    return [row for row in rows if row in near or row in between]
+
+
+def _speed(rows: list[Row], heard: list[Row], gpu: Gpu, flops_per_token: float, band: float) -> Speed:
+    """Between the two of the rows around this size, by the logarithm of it; beyond the last of them as that one."""
+    smaller = [row for row in rows if row.flops_per_token <= flops_per_token]
+    below = smaller[-1] if smaller else rows[0]
+    above = next((row for row in rows if row.flops_per_token > flops_per_token), below)
+    way = 0.0
+    if above is not below and below.flops_per_token < flops_per_token:
+        way = math.log(flops_per_token / below.flops_per_token) / math.log(
+            above.flops_per_token / below.flops_per_token
+        )
+    mfu = (1 - way) * _mfu(below, gpu) + way * _mfu(above, gpu)
+    found = [_mfu(row, gpu) for row in heard]
+    told = " and ".join(_told(row) for row in ([below] if way == 0 else [below, above]))
+    source = told if rows[0].ours else f"another tool's: {told}"
+    return Speed(mfu, min(mfu * (1 - band), *found), max(mfu * (1 + band), *found), source, rows[0].ours)
 
 
 def _chip(row: Row) -> str:
@@ -141,13 +160,13 @@ def _mfu(row: Row, gpu: Gpu) -> float:
 
 
 def _told(row: Row) -> str:
-    return f"{row.model}, {row.tokens_per_second:,.0f} tokens/s on a {row.gpu} ({row.source}; {row.date})"
+    return f"{row.model}, {row.tokens_per_second:,.0f} tokens/s on {row.gpu} ({row.source}; {row.date})"
 
 
 def _unknown(gpu: Gpu, rows: list[Row]) -> str:
-    known = "; ".join(f"{row.model} on a {row.gpu}" for row in rows[:2])
+    known = "; ".join(f"{row.model}, on {row.gpu}" for row in rows[:2])
     return (
-        f"nobody has measured a model of this size on a {gpu.alias}"
+        f"no measured speed of such a model on {gpu.alias} is known"
         + (f" (the nearest: {known})" if known else "")
         + "; run `leveret plan --probe` there, or say what you know with --mfu"
     )

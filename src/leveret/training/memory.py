@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import torch
 
@@ -91,8 +92,11 @@ def optimizer_bytes(model: ModelConfig, config: TrainingConfig) -> int:
 
 def _muon_numbers(model: ModelConfig, config: TrainingConfig) -> int:
     """Numbers in the matrices of the blocks that are learnt, which are Muon's."""
-    if config.adapters is not None:
-        return learnt_numbers(model, config)
+    return _block_matrices(model) if config.adapters is None else learnt_numbers(model, config)
+
+
+@lru_cache(maxsize=256)
+def _block_matrices(model: ModelConfig) -> int:
     named = hollow_decoder(model).named_parameters()
     return sum(parameter.numel() for name, parameter in named if name.startswith("layers.") and parameter.dim() == 2)
 

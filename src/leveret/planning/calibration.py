@@ -1,0 +1,247 @@
+"""What small runs of a recipe's own say about the loss of larger ones: a ladder, the fit to it, and where it is kept.
+
+recipe --> three narrower models, as many tokens for a parameter --> their held-out losses
+       --> offset and efficiency of a published law, with the band from leaving one out --> calibrations/KEY.json
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from leveret.config import config_dir
+from leveret.depth import BATCH_EXPONENT
+from leveret.errors import UserError
+from leveret.model.config import ModelConfig
+from leveret.model.counts import count_parameters, flops_per_token
+from leveret.planning.describe import expected_model
+from leveret.planning.laws import BAND, FITS, NORMAL_80, Fit
+from leveret.recipe import Recipe, digest
+from leveret.strangers.documents import read_json
+
+RUNGS = 3
+SHARE = 0.01
+"""Of the recipe's own work that the ladder takes, about."""
+SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+)
+"""What larger and smaller models of a recipe differ in."""
+OF_THE_CORPUS = ("sources", "filters", "dedup", "document_format", "sequence_length")
+"""Keys of data that change what a token of it teaches."""
+HELD_OUT_ROWS = 512
+"""That every rung is measured on."""
+LEAST_BAND = 0.03
+"""Nats to either side that a calibrated band has at least: what the seed alone moves."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A run of the ladder. loss: held-out, in nats per token."""
+
+    parameters: int
+    tokens: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A law as a ladder has moved it. bytes_a_token: of the held-out text."""
+
+    fit: Fit
+    rungs: list[Rung]
+    bytes_a_token: float
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a small run came to: tokens it read, its held-out loss, and bytes of a token of the held-out text."""
+
+    tokens: int
+    loss: float
+    bytes_a_token: float
+
+
+def calibrate(recipe: Recipe, train: Callable[[Recipe], Held], law: Fit, share: float = SHARE) -> Calibration:
+    """Trains a ladder and moves the law to it. train: trains one recipe.
+
+    Raises:
+        UserError: there can be no ladder, or it foretells nothing.
+    """
+    model = expected_model(recipe)
+    rungs, bytes_a_token = [], 0.0
+    for small in ladder(recipe, model, share):
+        held = train(small)
+        rungs.append(Rung(count_parameters(expected_model(small)).total, held.tokens, held.loss))
+        bytes_a_token = held.bytes_a_token
+    return Calibration(fit_ladder(law, rungs), rungs, bytes_a_token)
+
+
+def ladder(recipe: Recipe, model: ModelConfig, share: float = SHARE) -> list[Recipe]:
+    """RUNGS recipes, smallest first, that differ from this one in width and tokens alone, and together take about that
+    share of its work. model: the recipe's, with its vocabulary.
+
+    All read as many tokens for a parameter. Batches shrink and the tables' rate grows as depth.py has it; a width
+    keeps the proportions of heads and feed-forward layer as far as it divides.
+
+    Raises:
+        UserError: it has no pretraining, or is too small to have smaller ones.
+    """
+    config = recipe.pretrain
+    if config is None:
+        raise UserError(f"{recipe.name} has no pretraining to calibrate; name a recipe that has")
+    length = recipe.row_length()
+    tokens = config.tokens or (config.steps or 0) * config.batch_size * length
+    if not tokens:
+        raise UserError("pretrain counts in epochs; give pretrain.tokens=NUMBER to calibrate for")
+    full, work = count_parameters(model).total, tokens * flops_per_token(model, length)
+    step = 32 if model.hidden_size >= 256 else 16
+    best: list[Recipe] = []
+    for widest in range(RUNGS * step, model.hidden_size, step):
+        rungs = []
+        for width in (widest - 2 * step, widest - step, widest):
+            shape = _narrowed(model, width)
+            part = count_parameters(shape).total / full
+            rungs.append((shape, int(tokens * part), part))
+        if sum(read * flops_per_token(shape, length) for shape, read, _ in rungs) > share * work and best:
+            break
+        best = [_rung(recipe, model, *each) for each in rungs]
+    if not best:
+        raise UserError(f"a model {model.hidden_size} wide is too small for a ladder of smaller ones; just train it")
+    return best
+
+
+def _narrowed(model: ModelConfig, width: int) -> ModelConfig:
+    """The model at another width."""
+    head = model.head_width
+    heads = max(1, width // head)
+    group = model.num_attention_heads // model.kv_heads
+    kv = next(count for count in range(max(1, heads // group), heads + 1) if heads % count == 0)
+    inner = max(1, round(model.intermediate_size * width / model.hidden_size))
+    changes = {
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "intermediate_size": inner,
+    }
+    return ModelConfig.model_validate(model.model_dump() | changes | {"head_dim": min(head, width)})
+
+
+def _rung(recipe: Recipe, model: ModelConfig, shape: ModelConfig, tokens: int, part: float) -> Recipe:
+    """The recipe for a smaller model, which is validated once, at its end."""
+    config = recipe.pretrain
+    assert config is not None
+    batch = max(1, round(config.batch_size * part**BATCH_EXPONENT))
+    rate = config.optimizer.lr * math.sqrt(model.hidden_size / shape.hidden_size)
+    optimizer = config.optimizer.model_copy(update={"lr": float(f"{rate:.3g}")})
+    changes: dict[str, Any] = {
+        "tokens": tokens,
+        "steps": None,
+        "batch_size": batch,
+        "micro_batch_size": "auto",
+        "optimizer": optimizer,
+        "eval_every": max(1, tokens),
+        "eval_batches": max(1, HELD_OUT_ROWS // batch),
+    }
+    pretrain = config.model_copy(update=changes)
+    sizes = {key: getattr(shape, key) for key in SIZES}
+    small = recipe.model.model_copy(update=sizes)
+    name = f"{recipe.name}-{shape.hidden_size}"
+    alone = dict.fromkeys(("finetune", "prefer", "reinforce"))
+    return recipe.model_copy(update={"name": name, "model": small, "pretrain": pretrain, "sample_prompts": [], **alone})
+
+
+def fit_ladder(law: Fit, rungs: Sequence[Rung]) -> Fit:
+    """The law with the offset and efficiency that fit the rungs best, and a band of what leaving one of them out
+    changes in the foretelling of it.
+
+    Raises:
+        UserError: the losses do not fall from rung to rung, so that nothing can be foretold.
+    """
+    ordered = sorted(rungs, key=lambda rung: rung.parameters * rung.tokens)
+    if any(not large.loss < small.loss for small, large in pairwise(ordered)):
+        told = ", ".join(f"{rung.loss:.3f}" for rung in ordered)
+        raise UserError(f"the ladder's losses do not fall ({told}), so they foretell nothing; take a larger share")
+    offset, efficiency = _least_squares(law, ordered)
+    moved = law.calibrated(offset, efficiency, 0.0, "")
+    off = [moved.loss(rung.parameters, rung.tokens) - rung.loss for rung in ordered]
+    left_out = []
+    for rung in ordered:
+        rest = [other for other in ordered if other is not rung]
+        without = law.calibrated(*_least_squares(law, rest), 0.0, "")
+        left_out.append(without.loss(rung.parameters, rung.tokens) - rung.loss)
+    spread = math.sqrt(sum(each**2 for each in left_out) / len(left_out))
+    band = min(BAND, max(LEAST_BAND, NORMAL_80 * spread))
+    told = f"{len(ordered)} small runs of this recipe (off by {max(map(abs, off)):.3f}), on {law.source}"
+    return law.calibrated(offset, efficiency, band, told)
+
+
+def _least_squares(law: Fit, rungs: Sequence[Rung]) -> tuple[float, float]:
+    """(offset, efficiency). The offset is the mean of what is left; the efficiency is looked for, finer and finer."""
+    low, high = math.log(1 / 1000), math.log(1000)
+
+    def fitted(logarithm: float) -> tuple[float, float]:
+        moved = law.calibrated(0.0, math.exp(logarithm), 0.0, "")
+        left = [rung.loss - moved.loss(rung.parameters, rung.tokens) for rung in rungs]
+        offset = sum(left) / len(left)
+        return sum((each - offset) ** 2 for each in left), offset
+
+    for _ in range(4):
+        points = [low + (high - low) * number / 100 for number in range(101)]
+        best = min(points, key=lambda each: fitted(each)[0])
+        width = (high - low) / 100
+        low, high = best - width, best + width
+    return fitted(best)[1], math.exp(best)
+
+
+def key_of(recipe: Recipe) -> str:
+    """Names the corpus, the tokenizer and the way of training; models of any size and length of training share it."""
+    model = {key: value for key, value in recipe.model.model_dump().items() if key not in SIZES}
+    training = {} if recipe.pretrain is None else {
+        "optimizer": recipe.pretrain.optimizer.kind,
+        "schedule": recipe.pretrain.schedule.kind,
+    }  # fmt: skip
+    data = {name: value for name, value in recipe.data.model_dump(mode="json").items() if name in OF_THE_CORPUS}
+    return digest({"data": data, "tokenizer": recipe.tokenizer.model_dump(), "model": model, "training": training})
+
+
+def keep_calibration(recipe: Recipe, found: Calibration) -> Path:
+    """Writes it where find_calibration looks. Returns the file."""
+    path = _path(recipe, found.fit.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"format_version": 1, "recipe": recipe.name, **asdict(found)}
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def find_calibration(recipe: Recipe, law: str) -> Calibration | None:
+    """The calibration of that law for recipes like this one, if one was ever made.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = _path(recipe, law)
+    if not path.is_file():
+        return None
+    try:
+        content = read_json(path)
+        moved = {key: content["fit"][key] for key in ("offset", "efficiency", "band", "source")}
+        fit = FITS[law].calibrated(**moved)
+        return Calibration(fit, [Rung(**rung) for rung in content["rungs"]], float(content["bytes_a_token"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and calibrate anew") from None
+
+
+def _path(recipe: Recipe, law: str) -> Path:
+    return config_dir() / "calibrations" / f"{key_of(recipe)}-{law}.json"
