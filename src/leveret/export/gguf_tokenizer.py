@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from leveret.errors import UserError
 from leveret.tokenizer.patterns import PATTERNS
-from leveret.tokenizer.pieces import BYTE_PIECE, id_to_token, piece_bytes
+from leveret.tokenizer.pieces import BYTE_PIECE, id_to_token, merge_pairs, piece_bytes
 from leveret.tokenizer.spm import SPACE
 
 if TYPE_CHECKING:
@@ -97,12 +97,6 @@ def _types(definition: Definition, tokenizer: Tokenizer) -> list[int]:
     return [kind(index) for index in range(max(known) + 1)]
 
 
-def _merges(definition: Definition) -> list[tuple[str, str]]:
-    """Older files have a pair as one text."""
-    merges = definition["model"]["merges"]
-    return [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in merges]  # type: ignore[misc]
-
-
 # -- byte-level BPE -----------------------------------------------------------------------------------------------
 
 
@@ -127,7 +121,7 @@ def _add_bytes(writer: GGUFWriter, definition: Definition) -> list[str]:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(name)
     writer.add_token_list(_tokens(definition))
-    writer.add_token_merges([f"{left} {right}" for left, right in _merges(definition)])
+    writer.add_token_merges([f"{left} {right}" for left, right in merge_pairs(definition)])
     return notes
 
 
@@ -138,7 +132,7 @@ def _cut(definition: Definition) -> str:
     kinds = [step["type"] for step in steps]
     if kinds[-1] != "ByteLevel" or steps[-1]["add_prefix_space"]:
         return "+".join(kinds)
-    if steps[-1]["use_regex"]:
+    if steps[-1].get("use_regex", True):  # older files do not say it
         digits = kinds[:-1] == ["Digits"] and steps[0]["individual_digits"]
         return PATTERNS["gpt2"] if kinds == ["ByteLevel"] else DIGITS_FIRST if digits else "+".join(kinds)
     if kinds == ["Split", "ByteLevel"] and steps[0]["behavior"] == "Isolated" and not steps[0]["invert"]:
@@ -153,7 +147,7 @@ def _across_words(definition: Definition) -> int:
     """
     pieces, _ = piece_bytes(definition)
     vocab = definition["model"]["vocab"]
-    made = {vocab[left + right] for left, right in _merges(definition)}
+    made = {vocab[left + right] for left, right in merge_pairs(definition)}
     return sum(_torn(pieces[index]) for index in made)
 
 
@@ -173,7 +167,7 @@ def _add_sentencepiece(writer: GGUFWriter, definition: Definition) -> list[str]:
     if raw := _keeps_spaces(definition):
         notes.append(f"llama.cpp reads {SPACE} (U+2581) in a text as a space")
     vocab = definition["model"]["vocab"]
-    made = dict.fromkeys(left + right for left, right in _merges(definition))  # each once, best first
+    made = dict.fromkeys(left + right for left, right in merge_pairs(definition))  # each once, best first
     order = {vocab[piece]: rank for rank, piece in enumerate(made)}
     tokens, added = _tokens(definition), {token["id"] for token in definition["added_tokens"]}
     if raw:

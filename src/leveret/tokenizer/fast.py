@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from leveret.tokenizer.patterns import PATTERNS, PROBE_TEXT
-from leveret.tokenizer.pieces import piece_bytes
+from leveret.tokenizer.pieces import merge_pairs, piece_bytes
 
 if TYPE_CHECKING:
     import tiktoken
@@ -26,12 +26,15 @@ def tiktoken_twin(definition: dict[str, Any], plain: Backend) -> tiktoken.Encodi
     """A tiktoken encoding with the ids of `plain` (which takes special text as text), or None where none is proven."""
     pattern = _split_pattern(definition)
     model = definition["model"]
-    if pattern is None or model["type"] != "BPE" or not _ids_follow_merges(model):
+    if pattern is None or model["type"] != "BPE":
+        return None
+    joined = [left + right for left, right in merge_pairs(definition)]
+    if not all(model["vocab"][a] < model["vocab"][b] for a, b in pairwise(joined)):
         return None
     import tiktoken
 
     pieces, _ = piece_bytes(definition)
-    merged = {left + right for left, right in model["merges"]}
+    merged = set(joined)
     # What no merge makes is unreachable, but for single bytes: special and reserved entries are left out.
     ranks = {pieces[i]: i for token, i in model["vocab"].items() if token in merged or len(token) == 1}
     if len({piece for piece in ranks if len(piece) == 1}) < 256:
@@ -45,14 +48,8 @@ def _split_pattern(definition: dict[str, Any]) -> str | None:
     if definition["normalizer"] or any(not token["special"] for token in definition["added_tokens"]):
         return None
     steps = (definition["pre_tokenizer"] or {}).get("pretokenizers", [])
-    if [step["type"] for step in steps] != ["Split", "ByteLevel"] or steps[1]["use_regex"]:
+    if [step["type"] for step in steps] != ["Split", "ByteLevel"] or steps[1].get("use_regex", True):
         return None
     pattern = steps[0]["pattern"].get("Regex")
     isolated = steps[0]["behavior"] == "Isolated" and not steps[0]["invert"] and not steps[1]["add_prefix_space"]
     return pattern if isolated and pattern in PATTERNS.values() else None
-
-
-def _ids_follow_merges(model: dict[str, Any]) -> bool:
-    vocab = model["vocab"]
-    ids = [vocab[left + right] for left, right in model["merges"]]
-    return all(a < b for a, b in pairwise(ids))

@@ -12,6 +12,8 @@ from typing import Any
 from leveret.errors import UserError
 from leveret.tokenizer.patterns import byte_characters
 
+MOST_IDS = 2**22
+"""Of a vocabulary: what it is made of is listed by id, so that a single id without bounds would take all memory."""
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -20,6 +22,12 @@ def id_to_token(definition: dict[str, Any]) -> dict[int, str]:
     vocab = definition["model"]["vocab"]
     pairs = enumerate(entry[0] for entry in vocab) if isinstance(vocab, list) else ((i, t) for t, i in vocab.items())
     return {**dict(pairs), **{token["id"]: token["content"] for token in definition["added_tokens"]}}
+
+
+def merge_pairs(definition: dict[str, Any]) -> list[tuple[str, str]]:
+    """The merges of BPE in order. Older files have a pair as one text."""
+    merges = definition["model"]["merges"]
+    return [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in merges]  # type: ignore[misc]
 
 
 def piece_bytes(definition: dict[str, Any]) -> tuple[list[bytes], bool]:
@@ -31,6 +39,8 @@ def piece_bytes(definition: dict[str, Any]) -> tuple[list[bytes], bool]:
     names = {step["type"] for step in steps}
     tokens = id_to_token(definition)
     added = {token["id"] for token in definition["added_tokens"]}
+    if not tokens or not 0 <= min(tokens) <= max(tokens) < MOST_IDS:
+        raise UserError(f"a tokenizer.json without ids, or with ids that do not lie below {MOST_IDS:,}; check the file")
     pieces = [b""] * (max(tokens) + 1)
     if names == {"ByteLevel"}:
         byte_of = {character: byte for byte, character in enumerate(byte_characters())}

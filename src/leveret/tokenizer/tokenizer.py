@@ -55,8 +55,13 @@ class Tokenizer:
         definition = self.definition
         try:
             self._marked = Backend.from_str(definition)
-        except Exception as error:  # the library raises no narrower class
+        except BaseException as error:  # the library raises no narrower class, and its panics are no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise UserError(f"not a tokenizer.json ({error}); check the file") from None
+        if not _whole(self._definition):
+            self._definition = json.loads(self._marked.to_str())
+            definition = self.definition
         plain = _unreachable_specials(self._definition)
         self._plain = Backend.from_str(json.dumps(plain, ensure_ascii=False) if plain else definition)
         self._plain.encode_special_tokens = True
@@ -209,6 +214,23 @@ class IncrementalDecoder:
             self._at_start = False
             return data.removeprefix(b" ")
         return data
+
+
+PARTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+"""Of a tokenizer.json, and where each has its steps if it is a sequence."""
+
+
+def _whole(definition: dict[str, Any]) -> bool:
+    """Whether all that is read here is there, under its type. Older files (GPT-2's own) leave some of it out, which the
+    library fills in."""
+    if "type" not in definition["model"]:
+        return False
+    for name, steps in PARTS.items():
+        part = definition.get(name, {})
+        inner = part.get(steps, []) if isinstance(part, dict) else [part]
+        if part is not None and not all(isinstance(step, dict) and "type" in step for step in [part, *inner]):
+            return False
+    return True
 
 
 def _unreachable_specials(definition: dict[str, Any]) -> dict[str, Any] | None:
