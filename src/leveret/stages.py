@@ -18,6 +18,7 @@ from leveret.api import LoadedModel, load_model
 from leveret.audit.stage import audit_benchmarks
 from leveret.data.batches import Batches
 from leveret.data.config import ExamplesConfig
+from leveret.data.examples import examples
 from leveret.data.look import label
 from leveret.data.shards import TokenStore
 from leveret.errors import UserError
@@ -45,6 +46,7 @@ from leveret.recipe import digest
 from leveret.report import write_report
 from leveret.run import Run
 from leveret.rundir import RunDir, find_run, read_json, write_json
+from leveret.tasks.generators import EXAMPLES
 from leveret.tasks.shell.sandbox import lack
 from leveret.tokenizer.tokenizer import Tokenizer
 from leveret.training.checkpoint import Checkpoint, find_checkpoint, steps_on_disk
@@ -286,7 +288,7 @@ def write_samples(run: Run, model: Decoder, tokenizer: Tokenizer, path: Path, st
 def evaluate_run(run: Run, loaded: LoadedModel, config: EvaluateConfig) -> dict[str, Any]:
     """Loss on the stage's validation split and exact match on every held-out set; writes evaluation/ of the stage."""
     folder = run.run / loaded.stage / "evaluation"
-    results, rows = _match_sets(run, loaded, config)
+    results, rows = _match_sets(loaded, config, run.base_dir, run.console)
     results["loss"] = _losses(run, loaded)
     results["generation"] = _faults(loaded, config, rows)
     if config.tasks:
@@ -300,7 +302,7 @@ def evaluate_run(run: Run, loaded: LoadedModel, config: EvaluateConfig) -> dict[
 
 
 def _match_sets(
-    run: Run, loaded: LoadedModel, config: EvaluateConfig
+    loaded: LoadedModel, config: EvaluateConfig, base_dir: Path, console: Console
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """The results without loss, and for each held-out set the rows of its examples."""
     results: dict[str, Any] = {
@@ -319,11 +321,11 @@ def _match_sets(
     }
     rows = {}
     for name, source in config.sets.items():
-        examples = list(run.examples_of([source]))[: config.limit]
-        figures, rows[name] = exact_match(loaded.engine, examples, config.decoding, config.batch_size)
+        asked = list(examples(source, base_dir, EXAMPLES))[: config.limit]
+        figures, rows[name] = exact_match(loaded.engine, asked, config.decoding, config.batch_size)
         results["sets"][name] = figures
         low, high = figures["interval_95"]
-        run.console.print(
+        console.print(
             f"evaluate: {name}: {figures['correct']} of {figures['examples']} exact, "
             f"{figures['accuracy']:.1%} (95%: {low:.1%} to {high:.1%})",
             highlight=False,
@@ -371,23 +373,26 @@ def _losses(run: Run, loaded: LoadedModel) -> dict[str, Any]:
 
 
 def evaluate_reference(
-    reference: str, limit: int | None, examples: str | None, output: Path | None, device: str
+    reference: str, limit: int | None, file: str | None, output: Path | None, device: str
 ) -> dict[str, Any]:
     """`leveret evaluate`: the recipe's sets, or one file of examples, with the model that `reference` names.
 
     Written to the stage's evaluation/ only where it is the whole of it: every example, the newest checkpoint.
     """
-    loaded = load_model(reference, device)
-    if loaded.run is None:
-        raise UserError(f"{reference} is no run, so that there is nothing of its own to evaluate it on: name the run")
-    run = Run(loaded.recipe, Path.cwd(), loaded.run.path, Console(stderr=True), device)
+    loaded, console = load_model(reference, device), Console(stderr=True)
     config = loaded.recipe.evaluate
-    if limit is None and examples is None and output is None and _is_newest(loaded.run, loaded):
-        return evaluate_run(run, loaded, config)
-    sets = {"examples": ExamplesConfig(paths=[examples])} if examples else config.sets
-    config = config.model_copy(update={"limit": limit or config.limit, "sets": sets})
-    results, rows = _match_sets(run, loaded, config)
-    if examples is None:
+    if file is not None:  # any model that chats can be asked
+        sets = {"examples": ExamplesConfig(paths=[file])}
+        config = config.model_copy(update={"limit": limit or config.limit, "sets": sets})
+        results, rows = _match_sets(loaded, config, Path.cwd(), console)
+    elif loaded.run is None:
+        raise UserError(f"{reference} is no run and has no held-out sets: give --examples FILE or --suite NAME")
+    else:
+        run = Run(loaded.recipe, Path.cwd(), loaded.run.path, console, device)
+        if limit is None and output is None and _is_newest(loaded.run, loaded):
+            return evaluate_run(run, loaded, config)
+        config = config.model_copy(update={"limit": limit or config.limit})
+        results, rows = _match_sets(loaded, config, run.base_dir, console)
         results["loss"] = _losses(run, loaded)
     if output is not None:
         write_rows(output, [{"set": name} | row for name, answered in rows.items() for row in answered])
@@ -462,12 +467,16 @@ def quantise_reference(
     size = sum(weight.nbytes for weight in loaded.engine.model.parameters())
     if not loaded.chats:
         config = config.model_copy(update={"sets": {}})
-    before = {"bytes": size, "loss": _losses(run, loaded), "sets": _match_sets(run, loaded, config)[0]["sets"]}
+    before = {
+        "bytes": size,
+        "loss": _losses(run, loaded),
+        "sets": _match_sets(loaded, config, run.base_dir, run.console)[0]["sets"],
+    }
     model = quantise(loaded.engine.model, bits)
     loaded.engine = Engine(rounded(model), loaded.tokenizer)
     losses = _losses(run, loaded)
     loaded.engine = Engine(model, loaded.tokenizer)
-    after = {"loss": losses, "sets": _match_sets(run, loaded, config)[0]["sets"]}
+    after = {"loss": losses, "sets": _match_sets(loaded, config, run.base_dir, run.console)[0]["sets"]}
     folder = quantised_folder(loaded.run / loaded.stage, bits, loaded.step)
     facts = {"bits": bits, "source_sha256": loaded.weights_sha256, "before": before, "after": after}
     return folder, {"before": before, "after": {"bytes": write_quantised(folder, model, facts), **after}}

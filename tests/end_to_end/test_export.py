@@ -78,6 +78,14 @@ def test_a_gguf_file_and_an_export_speak_as_the_run(
     assert (figures["new_tokens"], figures["dtype"]) == (16, "q8_0")
     for arguments, message in (
         (["generate", "tiny.gguf", "x", "--beams", "2"], "beams is not there with --backend llamacpp"),
-        (["evaluate", exported], "is no run, so that there is nothing of its own to evaluate it on"),
+        (["evaluate", exported], "is no run and has no held-out sets: give --examples FILE or --suite NAME"),
     ):
         assert message in leveret(*arguments, cwd=tmp_path, exit_code=2).stderr
+
+
+def test_an_export_is_evaluated_and_audited_without_its_run(tiny: TinyRun, exported: Path, leveret: Command) -> None:
+    asked = ["evaluate", exported, "--examples", "held.jsonl", "--limit", "4", "--output", "rows.jsonl"]
+    found = json.loads(leveret(*asked, cwd=tiny.project).stdout)["sets"]["examples"]
+    assert (found["examples"], found["correct"]) == (4, 4)
+    assert len((tiny.project / "rows.jsonl").read_text().splitlines()) == 4
+    assert "tokenizer" in leveret("audit", exported, cwd=tiny.project).stdout

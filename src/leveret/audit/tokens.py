@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,42 @@ def audit_tokenizer(tokenizer: Tokenizer, train: Mapping[str, TokenSplit], answe
     ]
     looked_at = f"{count(len(tokenizer.special_tokens), 'special token')}, their roles, the chat template, the shards"
     return Stamp("tokenizer", findings, looked_at)
+
+
+def audit_model_files(tokenizer: Tokenizer, said: Mapping[str, Mapping[str, Any]], answers: bool) -> Stamp:
+    """The same of a model that came without its run, as far as its files tell it.
+
+    Args:
+        said: what config.json and generation_config.json hold, whose ids other programs go by.
+    """
+    stamp = audit_tokenizer(tokenizer, {}, answers)
+    findings = [*stamp.findings, *(finding for file, facts in said.items() for finding in _ids(tokenizer, file, facts))]
+    special = count(len(tokenizer.special_tokens), "special token")
+    looked_at = f"{special}, their roles, the chat template, the ids in {' and '.join(said)}"
+    return replace(stamp, findings=findings, looked_at=looked_at)
+
+
+def _ids(tokenizer: Tokenizer, file: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Ids of begin, end and padding that are no special tokens, or others than the tokenizer's own."""
+    special = {index: text for text, index in tokenizer.special_tokens.items()}
+    for role in ("bos", "eos", "pad"):
+        where, own = f"{file}: {role}_token_id", getattr(tokenizer, f"{role}_id")
+        given = facts.get(f"{role}_token_id")
+        every = [index for index in (given if isinstance(given, list) else [given]) if isinstance(index, int)]
+        mend = "write the id of a special token" if own is None else f"write {own}, the tokenizer's {role}_token"
+        for index in every:
+            if not 0 <= index < tokenizer.vocab_size:
+                yield Finding(
+                    "error", f"the tokenizer has no token {index}, only {tokenizer.vocab_size:,}", where, mend
+                )
+            elif index == tokenizer.unk_id:
+                yield Finding("error", f"{index} is the unknown token", where, mend)
+            elif index not in special:
+                word = tokenizer.token_bytes(index).decode("utf-8", "replace")
+                yield Finding("error", f"{index} is {word!r}, an ordinary word, which stands in texts", where, mend)
+        if every and own is not None and own not in every and all(index in special for index in every):
+            named = " and ".join(repr(special[index]) for index in every)
+            yield Finding("warning", f"{named}, where the tokenizer says {special.get(own, own)!r}", where, mend)
 
 
 def _roles(tokenizer: Tokenizer) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from leveret.cli.options import Overrides, RecipeName, open_run
 
 if TYPE_CHECKING:
+    from leveret.audit.finding import Stamp
     from leveret.data.shards import TokenStore
     from leveret.tokenizer.tokenizer import Tokenizer
 
@@ -31,7 +32,7 @@ class _AuditGroup(TyperGroup):
 
 audit_app = typer.Typer(
     help="Checks that an evaluation is honest, and training what was meant. `leveret audit RUN` shows a run's, and "
-    "`leveret audit RECIPE` does those that come before training.",
+    "`leveret audit RECIPE` does those that come before training, `leveret audit DIR` that of a model's tokenizer.",
     no_args_is_help=True,
     cls=_AuditGroup,
 )
@@ -231,26 +232,42 @@ def _group() -> None: ...
 
 @audit_app.command("show")
 def audit_show(
-    where: Annotated[str, typer.Argument(metavar="RUN|RECIPE", help="A run, or a recipe, which is prepared first.")],
+    where: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|RECIPE|DIR", help="A run; a recipe, which is prepared first; a model in transformers' format."
+        ),
+    ],
     overrides: Overrides = None,
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Where a recipe's run goes. [runs/NAME]")] = None,
 ) -> None:
-    """Say what the audits of a run or a recipe found; exit code 1 when anything was found."""
+    """Say what the audits of a run, a recipe or a model's files found; exit code 1 when anything was found."""
     from leveret.audit.finding import lines
     from leveret.audit.stage import read_stamps
     from leveret.errors import UserError
     from leveret.rundir import find_run
 
-    try:
-        run = find_run(where)[0]
-    except UserError:
-        work = open_run(where, overrides, run_dir)
-        run = work.run
-        work.upto("audit")
-    if not (stamps := list(read_stamps(run).values())):
-        raise UserError(f"{run.path} has not been audited; `leveret run {run / 'recipe.yaml'}` does it")
+    if (Path(where) / "config.json").is_file() and not (Path(where) / "recipe.yaml").exists():
+        stamps = [_audit_of_files(where)]
+    else:
+        try:
+            run = find_run(where)[0]
+        except UserError:
+            work = open_run(where, overrides, run_dir)
+            run = work.run
+            work.upto("audit")
+        if not (stamps := list(read_stamps(run).values())):
+            raise UserError(f"{run.path} has not been audited; `leveret run {run / 'recipe.yaml'}` does it")
     print(*lines(stamps), sep="\n")
     raise typer.Exit(1 if any(stamp.findings for stamp in stamps) else 0)
+
+
+def _audit_of_files(folder: str) -> Stamp:
+    from leveret.audit.tokens import audit_model_files
+    from leveret.export.huggingface import open_model
+
+    model = open_model(folder)
+    return audit_model_files(model.tokenizer, model.said, model.chats)
 
 
 @audit_app.command("contamination")

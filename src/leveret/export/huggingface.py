@@ -111,6 +111,12 @@ class Model:
         """Whether it is asked through its chat template: if it has one, but for a base model that we exported."""
         return self.tokenizer.chat_template is not None and self.facts.get(STAGE) != "pretrain"
 
+    @property
+    def said(self) -> dict[str, Mapping[str, Any]]:
+        """What its files say of it besides its tokenizer, by their names."""
+        generation = beside(self.origin.folder, GENERATION)
+        return {CONFIG: self.facts} | ({GENERATION: _read_json(generation)} if generation.exists() else {})
+
     def weights(self) -> dict[str, Tensor]:
         """Its weights in memory's form. Raises UserError where they are not those of its shape."""
         return from_disk(read_weights(weight_files(self.origin.folder), self.config), self.config)
