@@ -70,7 +70,10 @@ def test_metrics_are_the_same_in_json_and_csv_and_fall(tiny: TinyRun) -> None:
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
     assert list(losses) == [1, 5, 10, 15, 20]
     assert losses[20] < losses[1] - 0.5
-    assert [row["step"] for row in rows if "validation_loss" in row] == [10, 20]
+    assert [row["step"] for row in rows if "validation_loss" in row and "validation_bits_per_byte" in row] == [10, 20]
+    answers = (tiny.path / "finetune" / "metrics.jsonl").read_text()
+    assert "validation_loss" in answers
+    assert "bits_per_byte" not in answers  # only some of its tokens are learnt from
     with (tiny.path / "pretrain" / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [(int(row["step"]), row["loss"]) for row in table] == [

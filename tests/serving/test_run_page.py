@@ -39,7 +39,10 @@ def trained(tmp_path: Path) -> Path:
         for step in range(1, 1001)
     ]  # fmt: skip
     rows[499]["loss"] = float("nan")
-    rows += [{"step": step, "validation_loss": 4.2 - step / 500} for step in (500, 1000)]
+    rows += [
+        {"step": step, "validation_loss": 4.2 - step / 500, "validation_bits_per_byte": 2.1 - step / 1000}
+        for step in (500, 1000)
+    ]
     (stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (stage / "events.jsonl").write_text(json.dumps({"time": "t", "kind": "spike", "step": 700}) + "\n")
     samples = [
@@ -77,6 +80,9 @@ def test_a_run_is_told_whole_and_as_json(trained: Path) -> None:
     assert (found["name"], found["state"], found["stage"]) == ("by-hand", "finished", "pretrain")
     (stage,) = found["stages"]
     assert stage["curves"]["validation_loss"] == [[500, 3.2], [1000, 2.2]]
+    assert [panel["points"] for panel in stage["panels"] if panel["label"] == "held-out bits per byte"] == [
+        [[500, 1.6], [1000, 1.1]]
+    ]
     assert len(stage["curves"]["loss"]) <= POINTS
     assert [
         value for panel in stage["panels"] if panel["key"] == "grad_norm" for _, value in panel["points"] if value > 1

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from leveret.data.batches import Batch
 from leveret.data.shards import TokenStore
+from leveret.evaluation.loss import held_out_loss
 from leveret.hardware.device import environment
 from leveret.model.decoder import Decoder
 from leveret.training.checkpoint import steps_on_disk
@@ -223,6 +224,8 @@ def test_metrics_validations_and_summary(tmp_path: Path, store: TokenStore) -> N
     assert run.validation is not None
     expected, _ = mean_loss(run.model, NextToken(), run.validation.in_order(20), CPU, torch.float32)
     assert validated[-1]["validation_loss"] == expected
+    measured = held_out_loss(run.model, run.validation, CPU, 20)
+    assert [row["validation_bits_per_byte"] for row in validated][-1] == measured["bits_per_byte"]
     assert summary["final_validation_loss"] == expected
     assert summary["best_validation_loss"] == min(row["validation_loss"] for row in validated)
     assert summary["steps"] == 10

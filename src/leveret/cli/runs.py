@@ -31,7 +31,12 @@ COLOURS = {"running": "cyan", "finished": "green", "interrupted": "yellow", "fai
 COLUMNS = ("run", "state", "stage", "step", "loss", "val. loss", "time", "cost")
 NAME_WIDTH = 20
 """Of a run's name, at most where room is short; it is wrapped then."""
-CURVES = {"lr": "learning rate", "grad_norm": "gradient norm", "tokens_per_second": "tokens/s"}
+CURVES = {
+    "validation_bits_per_byte": "held-out bits per byte",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "tokens_per_second": "tokens/s",
+}
 
 
 @runs_app.command("list")

@@ -44,7 +44,7 @@ from leveret.training.guards import (
     write_failure,
 )
 from leveret.training.logbook import Logbook
-from leveret.training.objective import Called, Loss, Objective, mean_loss
+from leveret.training.objective import Called, Loss, Objective, bits_per_byte, mean_loss
 from leveret.training.optimizer import load_optimizer_state, make_optimizer
 from leveret.training.parallel import ALONE, Group, exchanging, spread
 from leveret.training.prefetch import prefetch
@@ -398,6 +398,8 @@ def _validate(trainer: Trainer, step: int, signals: Signals, book: Logbook) -> b
             measured = Called(trainer.loss, objective) if is_sharded(trainer.model.parameters()) else objective
             loss, _ = mean_loss(trainer.model, measured, parts, trainer.device, trainer.dtype, group)
             found["validation_loss"] = loss
+            if (text := trainer.validation.split).text_bytes and not text.masks:  # of text, and all of it
+                found["validation_bits_per_byte"] = bits_per_byte(loss, text.tokens, text.text_bytes)
             book.watch_graphs("validation", step)
             book.say(f"step {step} · validation loss {loss:.4f}")
         if trainer.probe is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -85,6 +86,14 @@ class Called:
 
     def loss(self, model: Decoder, batch: Batch) -> Tensor:
         return self.whole(batch)  # type: ignore[no-any-return]
+
+
+def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
+    """A mean loss in nats a token as bits for each byte of text, which tokenizers do not change.
+
+    tokens, text_bytes: of all the text that was measured, or that it was drawn from.
+    """
+    return loss / math.log(2) * tokens / text_bytes
 
 
 @torch.no_grad()

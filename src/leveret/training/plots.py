@@ -31,6 +31,7 @@ MARKS = {"spike": ("spike", "#e08a1e", "v"), "skipped": ("skipped step", "#8a63a
 LOSSES = {"prefer": "loss (nats per pair)", "reinforce": "loss (its value says nothing)"}
 """What the loss of a stage is, where it is not that of the next token."""
 PANELS = {
+    "validation_bits_per_byte": ("held-out bits per byte", 1.0),
     "lr": ("learning rate", 1.0),
     "grad_norm": ("gradient norm", 1.0),
     "tokens_per_second": ("tokens/s", 1.0),
