@@ -13,7 +13,7 @@ from leveret.audit.finding import Finding, Stamp, lines
 from leveret.audit.leaks import LeakAudit
 from leveret.audit.reading import CorpusAudit, read_once
 from leveret.audit.schedule import audit_schedule
-from leveret.audit.splits import audit_validation, overlap
+from leveret.audit.splits import Overlap, audit_validation, overlap
 from leveret.audit.tokens import CharacterAudit, audit_tokenizer
 from leveret.data.examples import Example, Message
 from leveret.data.shards import ShardWriter, TokenSplit, TokenStore
@@ -218,6 +218,9 @@ def test_some_rows_and_near_duplicates_in_both_splits(tmp_path: Path) -> None:
     held = split_of(tmp_path / "held", [*numbered(1000, 20), documents[3], near, *short])
     found = overlap(train, held)
     assert (found.documents, found.same, found.near) == (23, 2, 1)
+    mixed = split_of(tmp_path / "mixed", [[*documents[1][:50], *documents[2][:50]]])  # of two, half of each
+    assert overlap(train, mixed) == Overlap(1, same=0, near=0, spread=1)
+    assert audit_validation({"pretrain": (train, mixed)}).state == "passed"
     stamp = audit_validation({"pretrain": (train, held)})
     assert not stamp.errors
     assert [finding.what.split(" to validate")[0] for finding in stamp.findings] == [
@@ -290,3 +293,7 @@ def test_our_own_tokenizers_and_shards_pass(tmp_path: Path) -> None:
     store = write(tmp_path / "shards", [ids] * 10)
     found = audit_tokenizer(tokenizer, {"finetune": store.split("train")}, answers=True)
     assert not found.errors
+    assert ["'<system>'" in finding.what for finding in found.findings] == [True]
+    without = audit_tokenizer(tokenizer, {"finetune": store.split("train")}, answers=True, system=False)
+    assert without.state == "passed"
+    assert without.looked_at.endswith(" tokens of text in front of system messages, and no example has any")

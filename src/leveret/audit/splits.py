@@ -9,8 +9,9 @@ a hash of each text decides its side; this audit looks whether that came true, i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from leveret.data.shards import TokenSplit
 RUN = 13
 """Tokens in a row that are compared."""
 NEAR = 0.8
-"""Share of a document's runs of tokens that stand in training, from which on it is a near-duplicate of some of it."""
+"""Share of a document's runs of tokens that stand in one of training, from which on it is a near-duplicate of that."""
 REREAD = 0.5
 """Share of documents that are in training, from which on validation is training read once more."""
 MOST = 5000
@@ -34,11 +35,15 @@ _FILTER_BITS = 24
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """documents: that were looked for. same: those that stand in training token by token. near: besides."""
+    """documents: that were looked for. same: those that stand in training token by token. near: besides, those of which
+    one document of training has nearly all. spread: besides, those that have nearly all of their runs from several, as
+    texts made of the same sentences do.
+    """
 
     documents: int
     same: int
     near: int
+    spread: int
 
     @property
     def share(self) -> float:
@@ -54,7 +59,7 @@ def audit_validation(stages: dict[str, tuple[TokenSplit, TokenSplit | None]]) ->
             continue
         found = overlap(train, held_out)
         looked_at.append(f"{stage}: {count(found.documents, 'document')} in {count(train.tokens, 'training token')}")
-        facts[stage] = {"documents": found.documents, "same": found.same, "near": found.near}
+        facts[stage] = asdict(found)
         where, mend = f"the shards of {stage}", f"prepare the data anew with {_fraction(stage)}"
         if found.share >= REREAD:
             what = f"validation reads the training stream: {found.same:,} of {found.documents:,} documents are in it"
@@ -65,7 +70,7 @@ def audit_validation(stages: dict[str, tuple[TokenSplit, TokenSplit | None]]) ->
         if found.near:
             what = (
                 f"{count(found.near, 'document')} of {found.documents:,} to validate on are near-duplicates: "
-                f"{NEAR:.0%} of their runs of {RUN} tokens stand in training"
+                f"{NEAR:.0%} of their runs of {RUN} tokens stand in one document of training"
             )
             findings.append(Finding("warning", what, where, "take duplicates out with data.dedup"))
     if not facts:
@@ -87,7 +92,9 @@ def overlap(train: TokenSplit, held_out: TokenSplit) -> Overlap:
     there = _look_for(table, train)
     same = _same(documents, train)
     share = np.array([there[np.searchsorted(table, each)].mean() if len(each) else 0.0 for each in runs])
-    return Overlap(len(documents), int(same.sum()), int(((share >= NEAR) & ~same).sum()))
+    covered = np.flatnonzero((share >= NEAR) & ~same)
+    near = _of_one([np.unique(runs[number]) for number in covered], train) if len(covered) else 0
+    return Overlap(len(documents), int(same.sum()), near, len(covered) - near)
 
 
 def _bounds(split: TokenSplit) -> Numbers:
@@ -127,6 +134,37 @@ def _look_for(table: Hashes, train: TokenSplit) -> NDArray[np.bool_]:
         found[found] = table[places[found]] == hashes[found]
         there[places[found]] = True
     return there
+
+
+def _of_one(held_out: list[Hashes], train: TokenSplit) -> int:
+    """How many of these sets of runs one document of training has nearly all of. Reads training once."""
+    owners: defaultdict[int, list[int]] = defaultdict(list)
+    for number, hashes in enumerate(held_out):
+        for each in hashes.tolist():
+            owners[each].append(number)
+    table = np.sort(np.fromiter(owners, np.uint64, len(owners)))
+    starts, near, place = np.asarray(train.starts, dtype=np.int64), set[int](), 0
+    shared: dict[int, set[int]] = {}  # the known runs of each document that is not at its end yet
+    for ids in _blocks(train):
+        hashes = _runs(ids)
+        at = np.minimum(np.searchsorted(table, hashes), len(table) - 1)
+        found = np.flatnonzero(table[at] == hashes)
+        documents = np.searchsorted(starts, place + found, side="right") - 1
+        for document, each in zip(documents.tolist(), hashes[found].tolist(), strict=True):
+            shared.setdefault(document, set()).add(each)
+        place += BLOCK
+        last = int(np.searchsorted(starts, place, side="right")) - 1
+        for document in [each for each in shared if each < last]:
+            near |= _mostly_in(shared.pop(document), owners, held_out)
+    for left in shared.values():
+        near |= _mostly_in(left, owners, held_out)
+    return len(near)
+
+
+def _mostly_in(runs: set[int], owners: Mapping[int, list[int]], held_out: list[Hashes]) -> set[int]:
+    """The sets, by number, of which these runs are nearly all."""
+    counts = Counter(number for run in runs for number in owners[run])
+    return {number for number, count in counts.items() if count >= NEAR * len(held_out[number])}
 
 
 def _same(documents: list[NDArray[np.generic]], train: TokenSplit) -> NDArray[np.bool_]:

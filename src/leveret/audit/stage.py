@@ -86,7 +86,13 @@ def audit_before_training(run: Work) -> str:
     contamination.look(texts_of(examples, "examples"))
     found = leaks.result()
     validation = audit_validation({stage: _splits(run, stage) for stage in run.training})
-    stamps = [found.stamp(), contamination.stamp(), validation, _tokenizer(run, tokenizer), characters.stamp()]
+    stamps = [
+        found.stamp(),
+        contamination.stamp(),
+        validation,
+        _tokenizer(run, tokenizer, examples),
+        characters.stamp(),
+    ]
     write_json(run.run / AUDIT, found.facts | {"audits": [stamp.as_json() for stamp in stamps]})
     where = str(run.run / AUDIT)
     if found.leaks:
@@ -106,14 +112,15 @@ def _leaks(run: Work, held_out: dict[str, list[Example]], trained_on: dict[str, 
     return LeakAudit(whole, held_out, dropped, searched=sum(len(trained_on[stage]) for stage in dropping))
 
 
-def _tokenizer(run: Work, tokenizer: Tokenizer) -> Stamp:
+def _tokenizer(run: Work, tokenizer: Tokenizer, examples: Sequence[Example]) -> Stamp:
     ends = {
         stage: run.store(stage).split("train")
         for stage, config in run.training.items()
         if not isinstance(config, ReinforceConfig)  # its shards hold prompts alone
     }
     answers = any(isinstance(config, PosttrainingConfig) for config in run.training.values())
-    return audit_tokenizer(tokenizer, ends, answers)
+    system = not examples or any(message.role == "system" for example in examples for message in example.messages)
+    return audit_tokenizer(tokenizer, ends, answers, system)
 
 
 def _splits(run: Work, stage: str) -> tuple[TokenSplit, TokenSplit | None]:

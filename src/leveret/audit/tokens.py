@@ -36,20 +36,29 @@ ANSWERS = "answers"
 # --- special tokens ----------------------------------------------------------------------------------------------
 
 
-def audit_tokenizer(tokenizer: Tokenizer, train: Mapping[str, TokenSplit], answers: bool) -> Stamp:
+def audit_tokenizer(tokenizer: Tokenizer, train: Mapping[str, TokenSplit], answers: bool, system: bool = True) -> Stamp:
     """The roles, the special tokens, those of the chat template, and whether the end token is ever trained on.
 
     Args:
         train: what each stage trains on that is to learn where a text or an answer ends.
         answers: whether the model is to answer, and so to end its answers.
+        system: whether what it learns from may have system messages; without, how a template writes them is told, and
+            is no finding.
     """
     findings = [
         *_roles(tokenizer),
         *_special_tokens(tokenizer),
-        *_template(tokenizer),
+        *_template(tokenizer, _marks(tokenizer, system)),
         *_end(tokenizer, train, "error" if answers else "warning"),
     ]
     looked_at = f"{count(len(tokenizer.special_tokens), 'special token')}, their roles, the chat template, the shards"
+    if not system:
+        known = set(_marks(tokenizer, False))
+        others = [mark for mark in _marks(tokenizer, True) if mark not in known]
+        looked_at += "".join(
+            f"; {finding.what} in front of system messages, and no example has any"
+            for finding in _template(tokenizer, others)
+        )
     return Stamp("tokenizer", findings, looked_at)
 
 
@@ -110,14 +119,20 @@ def _special_tokens(tokenizer: Tokenizer) -> Iterator[Finding]:
             yield Finding("error", f"{text!r} resolves to {became}, not to its id {index}", "tokenizer", mend)
 
 
-def _template(tokenizer: Tokenizer) -> Iterator[Finding]:
-    """Marks that the chat template writes and that are no special tokens."""
+def _marks(tokenizer: Tokenizer, system: bool) -> list[str]:
+    """What looks like a special token in a conversation under the chat template, with a system message or without."""
     if tokenizer.chat_template is None:
-        return
-    try:
-        marks = dict.fromkeys(MARK.findall(sample_text(tokenizer.chat_template)))
-    except UserError:  # one that refuses the messages of the sample, such as a system message
-        return
+        return []
+    for tried in dict.fromkeys((system, False)):
+        try:
+            return list(dict.fromkeys(MARK.findall(sample_text(tokenizer.chat_template, tried))))
+        except UserError:  # one that refuses the messages of the sample, such as a system message
+            continue
+    return []
+
+
+def _template(tokenizer: Tokenizer, marks: Iterable[str]) -> Iterator[Finding]:
+    """Marks of the chat template that are no special tokens."""
     for mark in marks:
         if mark in tokenizer.special_tokens or mark in STAND_INS:
             continue

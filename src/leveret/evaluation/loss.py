@@ -13,7 +13,7 @@ from leveret.data.batches import Batch, Batches
 from leveret.data.shards import TokenSplit
 from leveret.data.windows import IntArray
 from leveret.model.decoder import Decoder
-from leveret.training.objective import NextToken, mean_loss
+from leveret.training.objective import NextToken, bits_per_byte, mean_loss
 
 
 def held_out_loss(
@@ -45,7 +45,7 @@ def _figures(loss: float, tokens: int, density: float | None) -> dict[str, Any]:
     """density: tokens a byte of the text, if that is known."""
     figures: dict[str, Any] = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": tokens}
     if density is not None:
-        figures["bits_per_byte"] = loss / math.log(2) * density
+        figures["bits_per_byte"] = bits_per_byte(loss, density)
     return figures
 
 

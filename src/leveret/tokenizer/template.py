@@ -92,15 +92,19 @@ def render_text(
     return text.replace(BEGIN, "").replace(END, "")
 
 
-def sample_text(template: str) -> str:
-    """The text of a short conversation under `template`, for comparing tokenizers."""
+def sample_text(template: str, system: bool = True) -> str:
+    """The text of a short conversation under `template`, for comparing tokenizers.
+
+    Raises UserError when the template refuses it.
+    """
     roles = {"bos_token": "<s>", "eos_token": "</s>"}
     said = ["Be brief.", " liste les fichiers ⚠️ plus vieux que 30 jours ", "find . -mtime +30", "ok", ""]
     messages = [
         {"role": role, "content": content}
         for role, content in zip(["system", "user", "assistant", "user", "assistant"], said, strict=True)
     ]
-    text = _render_text(template, messages=messages, add_generation_prompt=True, **roles)
+    said_to = messages if system else messages[1:]
+    text = _render_text(template, messages=said_to, add_generation_prompt=True, **roles)
     return text.replace(BEGIN, "").replace(END, "")
 
 

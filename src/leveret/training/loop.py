@@ -399,7 +399,7 @@ def _validate(trainer: Trainer, step: int, signals: Signals, book: Logbook) -> b
             loss, _ = mean_loss(trainer.model, measured, parts, trainer.device, trainer.dtype, group)
             found["validation_loss"] = loss
             if (text := trainer.validation.split).text_bytes and not text.masks:  # of text, and all of it
-                found["validation_bits_per_byte"] = bits_per_byte(loss, text.tokens, text.text_bytes)
+                found["validation_bits_per_byte"] = bits_per_byte(loss, text.tokens / text.text_bytes)
             book.watch_graphs("validation", step)
             book.say(f"step {step} · validation loss {loss:.4f}")
         if trainer.probe is not None:

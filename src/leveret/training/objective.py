@@ -88,12 +88,12 @@ class Called:
         return self.whole(batch)  # type: ignore[no-any-return]
 
 
-def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
-    """A mean loss in nats a token as bits for each byte of text, which tokenizers do not change.
+def bits_per_byte(loss: float, density: float) -> float:
+    """A mean loss in nats a token as bits for each byte of the text, which compares tokenizers too.
 
-    tokens, text_bytes: of all the text that was measured, or that it was drawn from.
+    density: tokens a byte of that text.
     """
-    return loss / math.log(2) * tokens / text_bytes
+    return loss / math.log(2) * density
 
 
 @torch.no_grad()
