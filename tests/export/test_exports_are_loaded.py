@@ -39,6 +39,17 @@ def test_an_export_answers_as_its_run(stage: str, shape: dict[str, Any], tokeniz
     assert leveret.load(str(again.path), "cpu").chats == (stage == "finetune")
 
 
+def test_the_folder_that_one_is_in_can_be_exported_to(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "run", tokenizer)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export_model(str(run), Path())
+    assert (tmp_path / "here" / "config.json").exists()
+    assert "from_pretrained('here')" in (tmp_path / "here" / "README.md").read_text()
+
+
 def save_theirs(folder: Path, tokenizer: Tokenizer, sizes: dict[str, Any], **said: Any) -> Path:
     """A model that transformers saves, with a tokenizer and a generation_config.json."""
     torch.manual_seed(1)
@@ -86,6 +97,9 @@ def test_a_folder_says_how_it_samples_and_can_be_loaded_in_fewer_bits(tokenizer:
     assert "int8" in {str(each.dtype).removeprefix("torch.") for each in packed.engine.model.buffers()}
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": -1}))
     with pytest.raises(UserError, match=r"generation_config.json: temperature"):
+        leveret.load(str(folder), "cpu")
+    (folder / "generation_config.json").write_text('{"leveret_sampling": {"self": 1}}')
+    with pytest.raises(UserError, match="no sampling option 'self'"):
         leveret.load(str(folder), "cpu")
     (folder / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.3}')
     assert leveret.load(str(folder), "cpu").recipe.generation == SamplingConfig()

@@ -13,7 +13,8 @@ from tiny_models import ENGLISH, GPT2, WORLD, made_tokenizer, write_run
 
 import leveret
 from leveret.errors import UserError
-from leveret.export.gguf import export_gguf
+from leveret.export.gguf import _ours, export_gguf
+from leveret.export.source import find_source
 from leveret.inference.engine import Engine
 from leveret.inference.llamacpp import GgufFile, LlamaEngine, LlamaServer
 from leveret.tokenizer.patterns import PROBE_TEXT
@@ -223,6 +224,15 @@ def test_a_tokenizer_that_llama_cpp_has_not_is_refused(tmp_path: Path) -> None:
     assert "does not compose letters and their accents first" in notes[0]
 
 
+def test_a_step_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run", made_tokenizer("bpe-gpt2", ENGLISH))
+    said = _ours(find_source(str(run))) | {"step": float("inf")}
+    monkeypatch.setattr("leveret.export.gguf._ours", lambda source: said)
+    export_gguf(str(run), tmp_path / "model.gguf")
+    with pytest.raises(UserError, match=r"cannot be read .* write it again"):
+        leveret.load(str(tmp_path / "model.gguf"))
+
+
 def test_a_file_says_what_it_was_made_from_and_others_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "fennel", made_tokenizer("bpe-words", ENGLISH), "finetune")
     path = tmp_path / "fennel.gguf"
@@ -256,6 +266,10 @@ def test_a_file_says_what_it_was_made_from_and_others_are_refused(tmp_path: Path
     ):
         with pytest.raises(UserError, match=message):
             leveret.load(str(tmp_path / reference), **options)
-    for arguments, message in (((path, "f32"), "is there already"), ((tmp_path / "n.gguf", "q2"), "--dtype q2 is not")):
+    for arguments, message in (
+        ((path, "f32"), "is there already"),
+        ((tmp_path / "n.gguf", "q2"), "--dtype q2 is not"),
+        ((tmp_path / "n.Modelfile",), "must end in .gguf"),
+    ):
         with pytest.raises(UserError, match=message):
             export_gguf(str(run), *arguments)

@@ -62,6 +62,22 @@ def test_every_template_of_ours_is_said_in_gos_notation(name: str) -> None:
         assert go(in_go(turns), messages) == render_text(tokenizer, messages, add_generation_prompt=True)
 
 
+BRACES = (
+    "{% for m in messages %}{{ m['role'] + ' {' + m['content'] + '} {{x} ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant {' }}{% endif %}"
+)
+
+
+def test_braces_of_a_template_stay_braces() -> None:
+    """In Go's notation the first two of three would begin an action."""
+    tokenizer = made_tokenizer("bpe-gpt2", ENGLISH, None)
+    tokenizer = Tokenizer(tokenizer.definition, tokenizer.roles, BRACES)
+    turns = turns_of(tokenizer)
+    assert turns is not None
+    assert "{{{" not in in_go(turns)
+    assert go(in_go(turns), DIALOGUE) == render_text(tokenizer, DIALOGUE, add_generation_prompt=True)
+
+
 OTHER = "{% for m in messages %}{% if loop.first %}[first]{% endif %}{{ m['content'] }}{% endfor %}"
 REFUSES = "{{ raise_exception('no') }}"
 

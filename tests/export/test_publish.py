@@ -1,6 +1,7 @@
 """Publishing, against a stand-in of the Hub on this machine: what it gets, what it is not told, and what fails."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -170,6 +171,28 @@ def test_hidden_files_stay_here(here: Hub, folder: Path) -> None:
     finally:
         (folder / ".env").unlink()
     assert set(here.files) == {file.name for file in files} == {path.name for path in folder.iterdir()}
+
+
+def test_what_is_shown_is_what_is_sent_whatever_it_is_called(here: Hub, folder: Path, tmp_path: Path) -> None:
+    """The library takes names for patterns."""
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    for name in ("loss [1].png", "[!x]*"):
+        (copy / name).write_text(name)
+    (copy / "more").mkdir()
+    (copy / "more" / "secret.txt").write_text("stays")
+    files = files_of(copy)
+    publish(copy, files, "me/model", private=False)
+    assert set(here.files) == {file.name for file in files} == {path.name for path in copy.iterdir()} - {"more"}
+
+
+def test_a_link_that_leads_elsewhere_is_not_published(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    (tmp_path / "key").write_text("secret")
+    (copy / "notes.txt").symlink_to(tmp_path / "key")
+    with pytest.raises(UserError, match="is a link that leads out of its folder"):
+        files_of(copy)
 
 
 def test_the_library_is_asked_for_when_it_is_used(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def export_gguf(reference: str, path: Path, dtype: str = "f16") -> list[str]:
     """
     if dtype not in FILE_TYPES:
         raise UserError(f"--dtype {dtype} is not one of {', '.join(FILE_TYPES)}")
+    if path.suffix != ".gguf":
+        raise UserError(f"{path} must end in .gguf, by which `leveret chat` and others know such a file")
     beside = path.with_suffix(".Modelfile")
     for file in (path, beside):
         if file.exists():

@@ -67,7 +67,7 @@ def _model(path: Path, fields: dict[str, Any]) -> GgufModel:
         names = {gguf.LlamaFileType[theirs]: name for name, theirs in FILE_TYPES.items()}
         dtype = names[gguf.LlamaFileType(fields[FILE_TYPE])]
         stage, step, digest = str(ours["stage"]), int(ours["step"]), str(ours["weights_sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}); write it again") from None
     number = 2 * config.num_hidden_layers * config.kv_heads * config.head_width
     file = GgufFile(path, config.max_position_embeddings, dtype, number * (4 if dtype == "f32" else 2))

@@ -81,7 +81,8 @@ def in_go(turns: Turns) -> str:
 
 
 def _literal(text: str) -> str:
-    return text.replace("{{", '{{ "{{" }}')
+    """Every brace is written so: one at the end would make three with the next action's two."""
+    return text.replace("{", '{{ "{" }}')
 
 
 def _quoted(text: str) -> str:

@@ -9,6 +9,7 @@ that are there already are not sent again. The token is read from the environmen
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from leveret.data.shards import file_sha256
 from leveret.errors import UserError
 from leveret.export.huggingface import CONFIG
 from leveret.export.write import SHARD_SIZE, export_model
+from leveret.strangers.files import beside
 
 TOKEN = "HF_TOKEN"
 """The environment's variable that holds the token."""
@@ -57,8 +59,13 @@ def folder_of(
 
 
 def files_of(folder: Path) -> list[File]:
-    """All files that would be sent: those of the folder that are not hidden."""
-    found = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    """All files that would be sent: those of the folder that are not hidden.
+
+    Raises:
+        UserError: one is a link that leads out of the folder, to what nobody meant to publish.
+    """
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    found = [path for path in (beside(folder, name) for name in names) if path.is_file()]
     return [File(path.name, path.stat().st_size, file_sha256(path)) for path in found]
 
 
@@ -107,7 +114,7 @@ def publish(folder: Path, files: list[File], repo: str, private: bool) -> str:
         sent = hub.upload_folder(
             repo_id=made.repo_id,
             folder_path=folder,
-            allow_patterns=[file.name for file in files],
+            allow_patterns=[glob.escape(file.name) for file in files],
             commit_message="The model, its card and its tokenizer, by leveret publish",
         )
     except (HTTPError, OSError, RuntimeError, ValueError) as error:

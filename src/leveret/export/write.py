@@ -60,6 +60,7 @@ def export_model(
     """
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
+    folder = folder.resolve()  # "." has no name
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"there is something in {folder} already; take another folder")
     limit = _bytes(max_shard_size)

@@ -77,7 +77,7 @@ class SamplingConfig(Config):
             raise ValueError("draft_tokens are for temperature 0: set it, or draft_tokens to 0")
         return self
 
-    def changed(self, **fields: Any) -> SamplingConfig:
+    def changed(self, /, **fields: Any) -> SamplingConfig:
         """These settings with some fields changed.
 
         Raises:
