@@ -30,7 +30,7 @@ ORDER: list[set[str]] = [
     {"planning", "audit"},
     {"report"},
     {"export"},
-    {"run", "stages", "api", "smoke", "changes", "runs", "curves"},
+    {"run", "stages", "api", "candidates", "smoke", "rehearse", "changes", "runs", "curves"},
     {"serving"},
     {"__init__"},
     {"cli"},

@@ -27,7 +27,7 @@ def shrink(recipe: Recipe, console: Console) -> Recipe:
 
     A tokenizer that cannot be loaded is replaced by one trained on the generated data, which is said.
     """
-    tokenizer, replaced = _tokenizer(recipe, console)
+    tokenizer, replaced = usable_tokenizer(recipe, console, STAND_IN_VOCABULARY)
     model = _model(recipe.model, keep_vocabulary=not replaced)
     context = model.max_position_embeddings
     training = {
@@ -40,7 +40,7 @@ def shrink(recipe: Recipe, console: Console) -> Recipe:
         "tokenizer": tokenizer.model_dump(mode="json"),
         "model": model.model_dump(mode="json"),
         "data": content["data"]
-        | {"sources": [_documents().model_dump(mode="json")], "sequence_length": context, "validation_fraction": 0.05},
+        | {"sources": [stand_in_documents()], "sequence_length": context, "validation_fraction": 0.05},
         "sample_prompts": content["sample_prompts"][:2],
     }
     if recipe.pretrain is not None:
@@ -49,7 +49,7 @@ def shrink(recipe: Recipe, console: Console) -> Recipe:
     for stage in recipe.tuning:
         content[stage] |= training | {
             "sequence_length": context,
-            "examples": [_examples("train", GENERATORS[stage]).model_dump(mode="json")],
+            "examples": [stand_in_examples(stage)],
             "validation_fraction": 0.05,
         }
         content[stage]["schedule"]["warmup_steps"] = 2
@@ -61,6 +61,16 @@ def shrink(recipe: Recipe, console: Console) -> Recipe:
             "max_new_tokens": 16,
         }
     return parse_recipe(content, f"{recipe.name} --smoke")
+
+
+def stand_in_documents() -> dict[str, Any]:
+    """A source of text for one that cannot be read."""
+    return _documents().model_dump(mode="json")
+
+
+def stand_in_examples(stage: str) -> dict[str, Any]:
+    """A source of a stage's examples, likewise."""
+    return _examples("train", GENERATORS[stage]).model_dump(mode="json")
 
 
 def _documents() -> SourceConfig:
@@ -100,11 +110,11 @@ def _model(model: ModelConfig, keep_vocabulary: bool) -> ModelConfig:
     )
 
 
-def _tokenizer(recipe: Recipe, console: Console) -> tuple[TokenizerConfig, bool]:
-    """The recipe's tokenizer, smaller if it is trained; and whether it had to be replaced."""
+def usable_tokenizer(recipe: Recipe, console: Console, most: int | None) -> tuple[TokenizerConfig, bool]:
+    """The recipe's tokenizer, of `most` entries if it is trained; and whether it had to be replaced."""
     config = recipe.tokenizer
     if config.trained:
-        size = min(config.vocab_size or STAND_IN_VOCABULARY, STAND_IN_VOCABULARY)
+        size = min(config.vocab_size or STAND_IN_VOCABULARY, most or config.vocab_size or STAND_IN_VOCABULARY)
         return config.model_copy(update={"vocab_size": size, "sample_bytes": 1_000_000}), True
     from leveret.tokenizer.load import load_tokenizer
 
