@@ -11,7 +11,7 @@ from torch import Tensor
 
 from leveret.errors import UserError
 from leveret.export.gguf_reading import read_gguf
-from leveret.export.huggingface import IMPORTED, open_model
+from leveret.export.huggingface import open_model
 from leveret.export.shapes import STAGE
 from leveret.export.source import Source, find_source
 from leveret.export.write import DTYPES
@@ -24,7 +24,7 @@ from leveret.inference.quantize import Quantisation, quantise, quantised_folder,
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import hollow_decoder
 from leveret.recipe import Recipe
-from leveret.rundir import RunDir, read_json
+from leveret.rundir import RunDir
 from leveret.tokenizer.template import render
 from leveret.tokenizer.tokenizer import Tokenizer
 
@@ -178,9 +178,7 @@ def _of_run(reference: str, place: _Place) -> LoadedModel:
         engine = place.quantised(source) or place.engine(config, found.weights(config), source.tokenizer)
     except (RuntimeError, KeyError):
         raise UserError(f"{found.folder} does not fit {run / 'recipe.yaml'}, which was changed after it") from None
-    # What a model of others was trained for is not known; its template says that it chats.
-    chats = source.stage != "pretrain" or (read_json(run / IMPORTED) or {}).get("chats", False)
-    return LoadedModel(source.recipe, engine, run, source.stage, found.step, found.weights_sha256, chats)
+    return LoadedModel(source.recipe, engine, run, source.stage, found.step, found.weights_sha256, source.chats)
 
 
 def _of_folder(reference: str, place: _Place) -> LoadedModel:
@@ -193,4 +191,4 @@ def _of_folder(reference: str, place: _Place) -> LoadedModel:
 def _of_gguf(path: Path) -> LoadedModel:
     model = read_gguf(path)
     engine = LlamaEngine(model.file, model.tokenizer)
-    return LoadedModel(model.recipe, engine, None, model.stage, model.step, model.weights_sha256)
+    return LoadedModel(model.recipe, engine, None, model.stage, model.step, model.weights_sha256, model.chats)

@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import leveret
 from leveret.errors import UserError
+from leveret.export.gguf import export_gguf
 from leveret.export.huggingface import import_model
 from leveret.export.write import export_model
 from leveret.inference.config import SamplingConfig
@@ -73,7 +74,11 @@ def test_a_model_of_others_chats_if_it_has_a_template(
     tokenizer = made_tokenizer("bpe-gpt2", ENGLISH, template)
     folder = save_theirs(tmp_path / "theirs", tokenizer, sizes)
     run = import_model(str(folder), tmp_path / "run")
-    for reference in (folder, run.path):
+    export_model(str(run.path), tmp_path / "again")
+    export_gguf(str(run.path), tmp_path / "again.gguf")
+    assert ("apply_chat_template" in (tmp_path / "again" / "README.md").read_text()) == (template is not None)
+    assert ("range .Messages" in (tmp_path / "again.Modelfile").read_text()) == (template is not None)
+    for reference in (folder, run.path, tmp_path / "again", tmp_path / "again.gguf"):
         model = leveret.load(str(reference), "cpu")
         assert model.chats == (template is not None)
         plain = tokenizer.encode(ASKED[0]["content"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 from tiny_project import Command
 from transformers import (
@@ -30,7 +31,7 @@ from leveret.export.write import export_model
 from leveret.planning.describe import describe_recipe
 from leveret.recipe import load_recipe
 from leveret.rundir import RunDir
-from leveret.tokenizer import TokenizerConfig, train_tokenizer
+from leveret.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from leveret.training.checkpoint import find_checkpoint, steps_on_disk
 from leveret.training.metrics import read_metrics
 
@@ -347,6 +348,19 @@ def test_a_name_that_the_hub_does_not_know_is_told_of(tmp_path: Path, monkeypatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"'org/none' is no folder here and the hub did not give it"):
         import_model("org/none", tmp_path / "run")
+
+
+def test_a_hub_that_stops_answering_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's own errors are no OSError."""
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise HTTPError("read timed out")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
+    with pytest.raises(UserError, match=r"the hub did not give it \(HTTPError\)"):
+        import_model("org/some", tmp_path / "run")
+    with pytest.raises(UserError, match=r"the hub did not give it \(HTTPError\)"):
+        load_tokenizer(TokenizerConfig(kind="huggingface", source="org/some"), tmp_path)
 
 
 # --- the command line ----------------------------------------------------------------------------------------

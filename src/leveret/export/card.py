@@ -19,8 +19,7 @@ import yaml
 
 from leveret import __version__
 from leveret.export.card_usage import usage
-from leveret.export.huggingface import IMPORTED
-from leveret.export.source import Source, find_source
+from leveret.export.source import IMPORTED, Source, find_source
 from leveret.model.counts import count_parameters
 from leveret.report import sections, table
 from leveret.rundir import read_json

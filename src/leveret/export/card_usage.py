@@ -16,7 +16,7 @@ def usage(source: Source, name: str) -> str:
 
 def _transformers(source: Source, name: str) -> str:
     remote = ", trust_remote_code=True" * (facts_for_transformers(source.config)["architectures"] == [OWN])
-    chats = source.stage != "pretrain" and source.tokenizer.chat_template is not None
+    chats = source.chats and source.tokenizer.chat_template is not None
     prompt = (source.recipe.sample_prompts or ["Once upon a time"])[0]
     ask = (
         'messages = [{"role": "user", "content": "..."}]\n'

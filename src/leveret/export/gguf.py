@@ -143,6 +143,7 @@ def _ours(source: Source) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "stage": source.stage,
+        "chats": source.chats,
         "step": source.checkpoint.step,
         "weights_sha256": source.checkpoint.weights_sha256,
         "roles": asdict(source.tokenizer.roles),

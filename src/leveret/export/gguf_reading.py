@@ -30,6 +30,7 @@ class GgufModel:
     stage: str
     step: int
     weights_sha256: str
+    chats: bool
 
 
 def read_gguf(path: Path) -> GgufModel:
@@ -66,9 +67,10 @@ def _model(path: Path, fields: dict[str, Any]) -> GgufModel:
         recipe = stand_in(known.pop("name"), known.pop("description"), config, tokenizer, **known)
         names = {gguf.LlamaFileType[theirs]: name for name, theirs in FILE_TYPES.items()}
         dtype = names[gguf.LlamaFileType(fields[FILE_TYPE])]
+        chats = bool(ours.get("chats", ours["stage"] != "pretrain"))  # files of before do not say it
         stage, step, digest = str(ours["stage"]), int(ours["step"]), str(ours["weights_sha256"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}); write it again") from None
     number = 2 * config.num_hidden_layers * config.kv_heads * config.head_width
     file = GgufFile(path, config.max_position_embeddings, dtype, number * (4 if dtype == "f32" else 2))
-    return GgufModel(file, tokenizer, recipe, stage, step, digest)
+    return GgufModel(file, tokenizer, recipe, stage, step, digest, chats)

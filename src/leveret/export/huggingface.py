@@ -27,7 +27,7 @@ from leveret.data.shards import file_sha256
 from leveret.errors import UserError
 from leveret.export.sampling import sampling_of
 from leveret.export.shapes import STAGE, shape_of
-from leveret.export.source import stand_in
+from leveret.export.source import IMPORTED, stand_in
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import hollow_decoder
 from leveret.model.weights import family, from_disk, to_disk
@@ -45,8 +45,6 @@ from leveret.training.lock import Lock
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
-IMPORTED = "imported.json"
-"""What a run says of the model that it was made from."""
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 WANTED = [CONFIG, GENERATION, "model*.safetensors", INDEX, *TOKENIZER]
 """What is taken from the hub."""
@@ -186,12 +184,13 @@ def _locate(name: str, revision: str | None, weights: bool = False) -> Origin:
             raise UserError(f"{name} is a folder, which has no --revision")
         return Origin(str(folder.absolute()), folder, None)
     import huggingface_hub
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the client that it uses
 
     try:
         found = huggingface_hub.snapshot_download(
             name, revision=revision, allow_patterns=WANTED if weights else [CONFIG]
         )
-    except (OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         raise UserError(
             f"{name!r} is no folder here and the hub did not give it ({type(error).__name__}); check its name and "
             "revision, log in with `hf auth login` if it is not public, or give a folder that holds it"

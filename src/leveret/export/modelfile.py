@@ -31,7 +31,7 @@ def modelfile(source: Source, gguf: str) -> tuple[str, list[str]]:
     """The text of a Modelfile for a file of this name, and what Ollama will do otherwise, a line each."""
     lines, notes = [f"FROM ./{gguf}"], []
     turns = None
-    if source.stage != "pretrain" and source.tokenizer.chat_template is not None:
+    if source.chats and source.tokenizer.chat_template is not None:
         turns = turns_of(source.tokenizer)
         if turns is None or '"""' in (template := in_go(turns)):
             turns = None

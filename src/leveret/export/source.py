@@ -12,10 +12,12 @@ from leveret.errors import UserError
 from leveret.model.config import ModelConfig
 from leveret.model.weights import to_disk
 from leveret.recipe import Recipe
-from leveret.rundir import RunDir, find_run
+from leveret.rundir import RunDir, find_run, read_json
 from leveret.tokenizer.tokenizer import Tokenizer
 from leveret.training.checkpoint import Checkpoint, find_checkpoint
 
+IMPORTED = "imported.json"
+"""What a run says of the model that it was made from."""
 ROW_LENGTH = 2048
 """Tokens of a row to train on at most, unless the recipe says otherwise: contexts of today fill memories."""
 
@@ -30,6 +32,12 @@ class Source:
     tokenizer: Tokenizer
     config: ModelConfig
     checkpoint: Checkpoint
+
+    @property
+    def chats(self) -> bool:
+        """Whether it is asked through its chat template: if it was tuned, or is a model of others that has one, since
+        what that was trained for is not known."""
+        return self.stage != "pretrain" or bool((read_json(self.run / IMPORTED) or {}).get("chats"))
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Its weights under the names on disk, adapters merged, a tied head left out."""

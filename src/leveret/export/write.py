@@ -71,9 +71,11 @@ def export_model(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     tokenizer.save(partial, model_max_length=config.max_position_embeddings)
+    # Of a model of others nothing was done here by which to know whether it chats: its template says so, as before.
+    stage = {} if source.stage == "pretrain" and source.chats else {STAGE: source.stage}
     weights = {name: tensor.to(DTYPES[dtype]) for name, tensor in source.weights().items()}
     write_weights(partial, weights, limit)
-    _write(partial / "config.json", shape | ids | {"dtype": dtype, STAGE: source.stage})
+    _write(partial / "config.json", shape | ids | {"dtype": dtype} | stage)
     sampling = facts_of_sampling(source.recipe.generation, config.max_position_embeddings)
     write_json(partial / "generation_config.json", ids | sampling)
     remote: bool = shape["architectures"] == [OWN]

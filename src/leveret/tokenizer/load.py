@@ -89,6 +89,7 @@ def _load_huggingface(config: TokenizerConfig, base_dir: Path) -> Tokenizer:
 def _fetch(name: str) -> Path:
     """The tokenizer files of a model on the hub, through its cache."""
     import huggingface_hub
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the client that it uses
 
     try:
         return Path(
@@ -96,7 +97,7 @@ def _fetch(name: str) -> Path:
                 name, allow_patterns=["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
             )
         )
-    except (OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         raise UserError(
             f"tokenizer.source '{name}' is no local path and the hub did not give it ({type(error).__name__}); "
             "give the path of a tokenizer.json"
