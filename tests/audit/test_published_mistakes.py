@@ -152,6 +152,14 @@ def test_marks_of_the_template_that_resolve_to_the_unknown_token(without_bytes: 
     assert "the chat template writes '<|im_start|>', which resolves to the unknown token" in found
 
 
+def test_a_special_token_whose_text_is_not_read_as_its_id() -> None:
+    sound = trained(template=None)
+    definition = json.loads(sound.definition)
+    next(each for each in definition["added_tokens"] if each["content"] == "<instruction>")["id"] = 5
+    found = only(audit_tokenizer(Tokenizer(json.dumps(definition), sound.roles), {}, answers=True))
+    assert found.what == "'<instruction>' resolves to 1 other token, not to its id 5"
+
+
 def test_an_end_token_that_is_unknown_or_never_learnt(tmp_path: Path) -> None:
     """A model that is never shown an end does not stop."""
     tokenizer = trained(template=None)
@@ -257,6 +265,15 @@ def test_contamination_by_set_with_the_score_of_clean_examples() -> None:
     assert found.where == "rivers"
     assert "1 example of 2 share a run of 13 words with 1 document" in found.what
     assert stamp.facts["sets"]["rivers"]["rows"] == [1]
+    assert stamp.facts["sets"]["rivers"]["nearly_whole"] == [1]
+    assert "which has 1 of them nearly whole" in found.what
+    assert "name its file in data.decontaminate.sets" in found.mend
+    phrase = Document(" ".join(QUESTION.split()[:14]) + " and no more", "web")
+    made = ContaminationAudit(passages_of(sets), generated=["rivers"])
+    read_once([phrase], [made])
+    assert "with 1 document of training, which has none of them nearly whole" in made.stamp().findings[0].what
+    assert "a generator makes it" in made.stamp().findings[0].mend
+    assert made.stamp().facts["sets"]["rivers"]["nearly_whole"] == []
     clean = clean_subset([True, False], [1])
     assert (clean["examples"], clean["correct"], clean["left_out"]) == (1, 0, 1)
     assert (clean["of_all"], clean["accuracy"]) == (0.5, 0.0)

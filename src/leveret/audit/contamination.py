@@ -5,7 +5,7 @@ An example is dirty where a run of 13 of its words stands in what was trained on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from leveret.audit.finding import Finding, Stamp, count
@@ -18,6 +18,9 @@ from leveret.tasks.benchmarks import Question
 
 HELD_OUT, BENCHMARKS = "contamination", "benchmarks"
 """What the audits of held-out sets and of benchmarks are called."""
+OF_A_FILE = "name its file in data.decontaminate.sets, and quote the score without them"
+GENERATED = "a generator makes it, whose phrases are in what it makes to train on too: quote the score without them"
+"""How that is mended."""
 
 
 def passages_of(held_out: dict[str, list[Example]]) -> list[Passage]:
@@ -48,8 +51,9 @@ def questions_of(questions: Mapping[str, Sequence[Question]]) -> list[Passage]:
 class ContaminationAudit:
     """Looks for evaluation sets in what is trained on. Which examples it finds: `facts["sets"]` of its stamp."""
 
-    def __init__(self, passages: Sequence[Passage], audit: str = HELD_OUT) -> None:
-        self._audit, self.wants_more = audit, bool(passages)
+    def __init__(self, passages: Sequence[Passage], audit: str = HELD_OUT, generated: Container[str] = ()) -> None:
+        """generated: the sets that a generator makes, whose phrases are those of what it makes to train on."""
+        self._audit, self.wants_more, self._generated = audit, bool(passages), generated
         self._search = Search(NgramIndex.build(passages))
 
     def look(self, documents: Iterable[Document]) -> None:
@@ -63,9 +67,10 @@ class ContaminationAudit:
             Finding(
                 "warning",
                 f"{count(len(one.examples), 'example')} of {one.coverage.passages:,} share a run of {NGRAM} words with "
-                f"{count(one.documents, 'document')} of training; such as: {one.passages[0].text[:120]!r}",
+                f"{count(one.documents, 'document')} of training, which {'has' if one.documents == 1 else 'have'} "
+                f"{len(one.whole) or 'none'} of them nearly whole; such as: {one.passages[0].text[:120]!r}",
                 name,
-                "name its file in data.decontaminate.sets, and quote the score without them",
+                GENERATED if name in self._generated else OF_A_FILE,
             )
             for name, one in found.sets.items()
             if one.examples

@@ -76,7 +76,8 @@ def audit_before_training(run: Work) -> str:
     trained_on = {stage: run.trained_on(stage) for stage in run.recipe.tuning}
     tokenizer, examples = run.load_tokenizer(), list(chain.from_iterable(trained_on.values()))
     leaks = _leaks(run, held_out, trained_on)
-    contamination = ContaminationAudit(passages_of(held_out))
+    generated = [name for name, source in run.recipe.evaluate.sets.items() if source.kind == "generated"]
+    contamination = ContaminationAudit(passages_of(held_out), generated=generated)
     characters = CharacterAudit(
         tokenizer,
         (example.response for example in examples),

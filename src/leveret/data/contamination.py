@@ -24,6 +24,7 @@ from leveret.data.filters.chain import Verdict
 from leveret.data.overlap import COMMON, NGRAM, Coverage, DecontaminateConfig, NgramIndex, Overlap, Passage, merged
 from leveret.data.readers import read_rows
 from leveret.data.sources import Document, find_files, named, source_facts
+from leveret.data.words import Words
 from leveret.errors import UserError
 
 NAME = "decontamination"
@@ -150,6 +151,8 @@ def facts(config: DecontaminateConfig, base_dir: Path) -> dict[str, Any]:
 
 # --- the audit -----------------------------------------------------------------------------------------------
 
+NEARLY = 0.8
+"""Share of an example's words from which on nearly all of it stands in a document."""
 SHOWN = 3
 """Overlapping passages that a report shows of each set."""
 
@@ -176,6 +179,8 @@ class Found:
     """Numbers of the examples that stand in the corpus, at least in part."""
     documents: int = 0
     """Documents that hold some of the set."""
+    whole: set[int] = field(default_factory=set)
+    """Those of them of which one document has nearly all words; of the others it has a phrase."""
     passages: list[Shown] = field(default_factory=list)
     """The first few overlaps, each of another example."""
 
@@ -213,6 +218,7 @@ class Contamination:
                     "share": found.share,
                     "documents": found.documents,
                     "rows": sorted(number + 1 for number in found.examples),
+                    "nearly_whole": sorted(number + 1 for number in found.whole),
                     "passages": [passage._asdict() for passage in found.passages],
                 }
                 for name, found in self.sets.items()
@@ -246,7 +252,7 @@ class Search:
 
     def __init__(self, index: NgramIndex, shown: int = SHOWN) -> None:
         self.found = Contamination(index.n, index.common, {name: Found(known) for name, known in index.sets.items()})
-        self._index, self._shown = index, shown
+        self._index, self._shown, self._lengths = index, shown, index.lengths()
 
     def look(self, documents: Iterable[Document]) -> None:
         """Takes the next documents, which are read once, a few at a time."""
@@ -257,12 +263,17 @@ class Search:
             report.characters += len(document.text)
             for name in {overlap.set for overlap in overlaps}:
                 report.sets[name].documents += 1
+            there: Counter[tuple[str, int]] = Counter()
             for start, end, name, number in overlaps:
                 found = report.sets[name]
+                there[name, number] += len(Words(document.text[start:end]))
                 if number not in found.examples and len(found.passages) < self._shown:
                     text = " ".join(document.text[start:end].split())
                     found.passages.append(Shown(number + 1, document.where or document.source, start, text))
                 found.examples.add(number)
+            for (name, number), words in there.items():
+                if words >= NEARLY * self._lengths[name, number]:
+                    report.sets[name].whole.add(number)
 
 
 def render(report: Contamination, width: int = 160) -> str:

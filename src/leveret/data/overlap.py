@@ -127,6 +127,10 @@ class NgramIndex:
         """N-grams that are ignored as boilerplate."""
         return self._table.common
 
+    def lengths(self) -> dict[tuple[str, int], int]:
+        """The words of each passage that can be found, by set and number."""
+        return {(known.set, known.number): known.text.count(" ") for known in self._known}
+
     @property
     def nbytes(self) -> int:
         """Bytes of memory of the tables and texts."""
