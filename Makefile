@@ -32,7 +32,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 docs: $(INSTALLED)
+	rm -rf build/site
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/site
+	LEVERET_SITE=build/site $(BIN)/python -m pytest -m long tests/docs/test_site.py
 	@echo build/site/index.html
 
 format: $(INSTALLED)

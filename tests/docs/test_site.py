@@ -1,6 +1,10 @@
-"""The site as it is built: it holds what it should, its links lead somewhere, and it asks nothing of other hosts."""
+"""The site as it is built: it holds what it should, its links lead somewhere, and it asks nothing of other hosts.
+
+`make docs` runs this over what it has built, and so does every landing; `make test-long` builds first.
+"""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +20,8 @@ from readme import PAGES, ROOT
 
 from leveret.cli.app import app
 from leveret.schema import recipe_schema
+
+pytestmark = pytest.mark.long
 
 LOADED = {"script", "img", "iframe", "source", "video", "audio", "embed", "object", "track", "input"}
 """Elements whose address a browser loads by itself; `link` is one too."""
@@ -46,7 +52,9 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as `make docs` builds it."""
+    """What `make docs` has built, or built like that."""
+    if built := os.environ.get("LEVERET_SITE"):
+        return Path(built).absolute()
     folder = tmp_path_factory.mktemp("site")
     options = [
         "--fail-on-warning",
