@@ -82,7 +82,7 @@ def test_the_blocks_of_a_page_do_what_they_say(story: str, environment: Mapping[
     shown = list(dict.fromkeys(line for page in STORIES[story] for line in lines(page)))
     assert [line for line in shown if not line.startswith("leveret ")] == []
     todo = [words(line) for line in shown]
-    todo = [[*each, *SMALLER.get((each[0], each[1]), [])] for each in todo]
+    todo = [[*each, *SMALLER.get(tuple(each[:2]), [])] for each in todo]
     assert len(todo) > 2
     command = [sys.executable, "-c", ONE_PROCESS, json.dumps(todo)]
     place = {"PYTHONPATH": os.pathsep.join(sys.path)}
