@@ -53,7 +53,7 @@ def test_what_nobody_wrote_down_is_said_to_be_unknown(tokenizer: Tokenizer, tmp_
 
 
 SOURCES = [
-    {"kind": "hub", "name": "someone/texts", "subset": "10BT", "split": "train", "licence": "ODC-By-1.0"},
+    {"kind": "hub", "name": "someone/texts", "subset": "10BT", "split": "train", "licence": "ODC-By-1.0 | MIT"},
     {"kind": "files", "paths": ["/home/me/private/notes.txt"]},
 ]
 SUMMARY = {"steps": 10, "tokens": 123_456, "epochs": 1.0, "train_seconds": 7200.0, "tokens_per_second": 17.0,
@@ -82,7 +82,7 @@ def test_everything_that_is_known_is_there(tokenizer: Tokenizer, tmp_path: Path)
     assert front["license"] == "apache-2.0"
     assert front["datasets"] == ["someone/texts"]
     for said in (
-        "| pretrain: someone/texts 10BT | ODC-By-1.0 | abc123def | 900 | 100,000 |",
+        "| pretrain: someone/texts 10BT | ODC-By-1.0 \\| MIT | abc123def | 900 | 100,000 |",
         "| pretrain: notes.txt (files) | not stated |  | 5 | 23,456 |",
         "NVIDIA L20, cpu cores 8, torch 2.13",
         "| tokens trained on | 123,456 |",
@@ -91,6 +91,7 @@ def test_everything_that_is_known_is_there(tokenizer: Tokenizer, tmp_path: Path)
         "| cost | $3.50 |",
         "learned positions, LayerNorm, GELU",
         "ollama create",
+        'leveret generate runs/model "Once upon a time"',
     ):
         assert said in text, said
     assert "/home/me" not in text
@@ -115,6 +116,7 @@ def test_a_sum_names_the_stages_that_it_lacks(tokenizer: Tokenizer, tmp_path: Pa
     assert "| tokens trained on | 123,500 |" in text
     assert "It is a base model" not in text
     assert "apply_chat_template" in text
+    assert "leveret chat runs/model" in text
     _, base = card_of(run.path)
     assert "stages: pretrain, then finetune" in base
 

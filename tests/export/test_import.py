@@ -1,6 +1,7 @@
 """Models that transformers has saved become runs that give the same logits and words, and the same bits back."""
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -329,6 +330,14 @@ def test_an_index_names_only_what_is_beside_it(made: Made, tmp_path: Path) -> No
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {NORM: name}}))
         with pytest.raises(UserError, match=f"'{name}', which is no file beside it"):
             import_model(str(folder), tmp_path / "run")
+
+
+def test_a_pipe_in_place_of_weights_is_not_waited_for(made: Made, tmp_path: Path) -> None:
+    folder = copied(made("llama"), tmp_path / "theirs")
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"there is no model\.safetensors"):
+        import_model(str(folder), tmp_path / "run")
 
 
 def test_pickles_and_missing_files_are_told_of_with_a_way_out(made: Made, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from leveret import __version__
 from leveret.export.card_usage import usage
 from leveret.export.source import IMPORTED, Source, find_source
 from leveret.model.counts import count_parameters
-from leveret.report import sections, table
+from leveret.report import sections, table, table_of_words
 from leveret.rundir import read_json
 from leveret.training import STAGES
 
@@ -189,7 +189,7 @@ def _data(source: Source) -> str:
         rows.append(
             [
                 f"{stage}: {' '.join(filter(None, (name, facts.get('subset'))))}{where}".replace("|", "\\|"),
-                facts.get("licence") or "not stated",
+                (facts.get("licence") or "not stated").replace("|", "\\|"),
                 revision,
                 *(f"{counted[key]:,}" if key in counted else "not known" for key in ("documents", "tokens")),
             ]
@@ -221,7 +221,7 @@ def _spent(source: Source) -> str:
         ["energy", _sum(summaries, "energy_kwh", "{:.3g} kWh", "not measured: nothing here counts it")],
         ["cost", _sum(summaries, "cost", "${:,.2f}", "not known: no price was given")],
     ]
-    return "## What it took\n\n" + table(["", ""], rows)
+    return "## What it took\n\n" + table_of_words(["", ""], rows)
 
 
 def _sum(summaries: Mapping[str, Mapping[str, Any]], key: str, form: str, nothing: str) -> str:

@@ -10,7 +10,7 @@ from leveret.export.source import Source
 
 def usage(source: Source, name: str) -> str:
     """The card's section, in which `name` loads the model."""
-    parts = ["## How to use", _transformers(source, name), _leveret(name), _llamacpp(source)]
+    parts = ["## How to use", _transformers(source, name), _leveret(source, name), _llamacpp(source)]
     return "\n\n".join(parts)
 
 
@@ -40,10 +40,11 @@ def _transformers(source: Source, name: str) -> str:
     )
 
 
-def _leveret(name: str) -> str:
+def _leveret(source: Source, name: str) -> str:
+    ask = "chat runs/model" if source.chats else 'generate runs/model "Once upon a time"'
     return (
         f"### Leveret\n\n```console\n$ leveret import hf {name} --run-dir runs/model\n"
-        "$ leveret chat runs/model\n```\n\nNo code of the model's is run."
+        f"$ leveret {ask}\n```\n\nNo code of the model's is run."
     )
 
 

@@ -233,7 +233,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: there are none, or the index names files that are not there or not in the folder.
     """
-    if beside(folder, WEIGHTS).exists():
+    if beside(folder, WEIGHTS).is_file():  # a pipe would be waited for
         return [folder / WEIGHTS]
     if not (folder / INDEX).exists():
         raise UserError(
