@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from leveret.planning.plan import Wish
 
 plan_app = typer.Typer(
-    help="Know before you pay: what to train with a GPU and a budget, how long it takes, what it costs, how good it gets.",
+    help="Know before you pay: what to train with a GPU and a budget, how long it takes and what comes of it.",
     rich_markup_mode=None,
     invoke_without_command=True,
 )
@@ -155,11 +155,10 @@ def calibrate(
     """Train three small models of a recipe, so that plans know this corpus, tokenizer and recipe."""
     from rich.console import Console
 
-    from leveret.planning.calibration import Held, calibrate, keep_calibration
+    from leveret.planning.calibration import Held, calibrate, held_by, keep_calibration
     from leveret.planning.laws import find_fit
     from leveret.recipe import Recipe, load_recipe
     from leveret.run import Run
-    from leveret.rundir import read_json
 
     whole, base = load_recipe(recipe, overrides)
     console = Console(stderr=True, soft_wrap=True)
@@ -167,9 +166,7 @@ def calibrate(
     def train(rung: Recipe) -> Held:
         run = Run(rung, base, (folder or Path("runs") / f"{whole.name}-ladder") / rung.name, console, device)
         run.upto("pretrain")
-        summary, split = read_json(run.run / "pretrain" / "summary.json"), run.store("pretrain").split("validation")
-        assert summary is not None, "the stage is done"
-        return Held(summary["tokens"], summary["final_validation_loss"], split.text_bytes / split.tokens)
+        return held_by(run.run.path, run.store("pretrain").split("validation"))
 
     found = calibrate(whole, train, find_fit(fit), share)
     for rung in found.rungs:

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from leveret.config import config_dir
+from leveret.data.shards import TokenSplit
 from leveret.depth import BATCH_EXPONENT
 from leveret.errors import UserError
 from leveret.model.config import ModelConfig
 from leveret.model.counts import count_parameters, flops_per_token
 from leveret.planning.describe import expected_model
-from leveret.planning.laws import BAND, FITS, NORMAL_80, Fit
+from leveret.planning.laws import FITS, NORMAL_80, Fit
 from leveret.recipe import Recipe, digest
 from leveret.strangers.documents import read_json
 
-RUNGS = 3
 SHARE = 0.01
 """Of the recipe's own work that the ladder takes, about."""
 SIZES = (
@@ -71,6 +71,12 @@ class Held:
     bytes_a_token: float
 
 
+def held_by(run: Path, split: TokenSplit) -> Held:
+    """What the run in that directory came to, which is pretrained."""
+    summary = read_json(run / "pretrain" / "summary.json")
+    return Held(summary["tokens"], summary["final_validation_loss"], split.text_bytes / split.tokens)
+
+
 def calibrate(recipe: Recipe, train: Callable[[Recipe], Held], law: Fit, share: float = SHARE) -> Calibration:
     """Trains a ladder and moves the law to it. train: trains one recipe.
 
@@ -87,11 +93,12 @@ def calibrate(recipe: Recipe, train: Callable[[Recipe], Held], law: Fit, share: 
 
 
 def ladder(recipe: Recipe, model: ModelConfig, share: float = SHARE) -> list[Recipe]:
-    """RUNGS recipes, smallest first, that differ from this one in width and tokens alone, and together take about that
-    share of its work. model: the recipe's, with its vocabulary.
+    """Three recipes, smallest first, that differ from this one in width and tokens alone, and together take at most
+    about that share of its work. model: the recipe's, with its vocabulary.
 
-    All read as many tokens for a parameter. Batches shrink and the tables' rate grows as depth.py has it; a width
-    keeps the proportions of heads and feed-forward layer as far as it divides.
+    The widest is twice as wide as the narrowest. All read as many tokens for a parameter. Batches shrink and the
+    tables' rate grows as depth.py has it; a width keeps the proportions of heads and feed-forward layer as far as it
+    divides.
 
     Raises:
         UserError: it has no pretraining, or is too small to have smaller ones.
@@ -104,17 +111,19 @@ def ladder(recipe: Recipe, model: ModelConfig, share: float = SHARE) -> list[Rec
     if not tokens:
         raise UserError("pretrain counts in epochs; give pretrain.tokens=NUMBER to calibrate for")
     full, work = count_parameters(model).total, tokens * flops_per_token(model, length)
-    step = 32 if model.hidden_size >= 256 else 16
+    step = 16 if model.hidden_size >= 128 else 8
     best: list[Recipe] = []
-    for widest in range(RUNGS * step, model.hidden_size, step):
+    for widest in range(2 * step, model.hidden_size, step):
         rungs = []
-        for width in (widest - 2 * step, widest - step, widest):
-            shape = _narrowed(model, width)
+        for width in (widest // 2, round(widest / math.sqrt(2)), widest):
+            shape = _narrowed(model, max(step, round(width / step) * step))
             part = count_parameters(shape).total / full
             rungs.append((shape, int(tokens * part), part))
+        sizes = {shape.hidden_size for shape, _, _ in rungs}
         if sum(read * flops_per_token(shape, length) for shape, read, _ in rungs) > share * work and best:
             break
-        best = [_rung(recipe, model, *each) for each in rungs]
+        if len(sizes) == len(rungs):
+            best = [_rung(recipe, model, *each) for each in rungs]
     if not best:
         raise UserError(f"a model {model.hidden_size} wide is too small for a ladder of smaller ones; just train it")
     return best
@@ -180,14 +189,14 @@ def fit_ladder(law: Fit, rungs: Sequence[Rung]) -> Fit:
         without = law.calibrated(*_least_squares(law, rest), 0.0, "")
         left_out.append(without.loss(rung.parameters, rung.tokens) - rung.loss)
     spread = math.sqrt(sum(each**2 for each in left_out) / len(left_out))
-    band = min(BAND, max(LEAST_BAND, NORMAL_80 * spread))
+    band = max(LEAST_BAND, NORMAL_80 * spread)
     told = f"{len(ordered)} small runs of this recipe (off by {max(map(abs, off)):.3f}), on {law.source}"
     return law.calibrated(offset, efficiency, band, told)
 
 
 def _least_squares(law: Fit, rungs: Sequence[Rung]) -> tuple[float, float]:
     """(offset, efficiency). The offset is the mean of what is left; the efficiency is looked for, finer and finer."""
-    low, high = math.log(1 / 1000), math.log(1000)
+    low, high = math.log(1e-6), math.log(1e6)
 
     def fitted(logarithm: float) -> tuple[float, float]:
         moved = law.calibrated(0.0, math.exp(logarithm), 0.0, "")

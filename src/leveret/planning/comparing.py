@@ -80,11 +80,14 @@ def draw(variants: Sequence[Variant], path: Path) -> None:
 
     made = [(variant, variant.plan) for variant in variants if variant.plan is not None]
     priced = all(plan.cost.dollars for _, plan in made)
+    every = [(plan.cost.dollars or 0.0) if priced else plan.cost.seconds / 3600 for _, plan in made]
+    middle = (min(every) * max(every)) ** 0.5
     with plt.style.context("seaborn-v0_8-whitegrid"):
         figure, axes = plt.subplots(figsize=(7, 4.2))
         for number, gpu in enumerate(dict.fromkeys(variant.gpu for variant, _ in made)):
             own = [(variant, plan) for variant, plan in made if variant.gpu == gpu]
-            spent = [(plan.cost.dollars or 0.0) if priced else plan.cost.seconds / 3600 for _, plan in own]
+            aside = 1.05**number  # so that the bands of several GPUs for one price do not hide each other
+            spent = [aside * (plan.cost.dollars or 0.0 if priced else plan.cost.seconds / 3600) for _, plan in own]
             losses, bands = [plan.expected for _, plan in own], [plan.fit.band for _, plan in own]
             axes.errorbar(
                 spent, losses, yerr=bands, fmt="o", color=COLOURS[number % len(COLOURS)], capsize=4, markersize=6,
@@ -92,10 +95,15 @@ def draw(variants: Sequence[Variant], path: Path) -> None:
             )  # fmt: skip
             for (variant, plan), across, loss in zip(own, spent, losses, strict=True):
                 text = f"{variant.label}\n{count(plan.shape.parameters)}, {count(plan.cost.tokens)} tokens"
-                axes.annotate(text, (across, loss), xytext=(7, 5), textcoords="offset points", fontsize=7.5)
+                left = across > middle
+                axes.annotate(
+                    text, (across, loss), xytext=(-7 if left else 7, 5), textcoords="offset points", fontsize=7.5,
+                    ha="right" if left else "left",
+                )  # fmt: skip
         axes.set_xscale("log")
         _whole_ticks(axes)
-        axes.margins(x=0.22)
+        room = 1.5 if max(every) > 2 * min(every) else 3.0
+        axes.set_xlim(min(every) / room, max(every) * room)
         axes.set(xlabel="dollars" if priced else "hours", ylabel="expected loss (nats per token)")
         axes.legend(frameon=True, fontsize="small", loc="best")
         axes.set_title("expected loss, 80% bands", fontsize=10)

@@ -107,8 +107,10 @@ def find_speed(gpu: Gpu, flops_per_token: float, rows: list[Row]) -> Speed:
     Raises:
         UserError: nobody has measured the like.
     """
-    same = sorted((row for row in rows if _chip(row) == gpu.chip), key=lambda row: row.flops_per_token)
-    own = [row for row in same if row.gpu in (gpu.alias, gpu.name)]
+    names = (gpu.alias, gpu.name)
+    same = [row for row in rows if row.gpu in names or _chip(row) == gpu.chip]
+    same.sort(key=lambda row: row.flops_per_token)
+    own = [row for row in same if row.gpu in names]
     if ours := _near([row for row in own if row.ours], flops_per_token):
         return _speed(ours, ours, gpu, flops_per_token, OURS_BAND)
     theirs = _heard([row for row in same if not row.ours], flops_per_token)

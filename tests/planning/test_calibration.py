@@ -1,0 +1,107 @@
+"""A ladder of small runs moves a law, and the plan finds it again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from leveret.errors import UserError
+from leveret.model.counts import count_parameters, flops_per_token
+from leveret.planning.calibration import (
+    Calibration,
+    Held,
+    Rung,
+    calibrate,
+    find_calibration,
+    fit_ladder,
+    keep_calibration,
+    ladder,
+)
+from leveret.planning.describe import expected_model
+from leveret.planning.laws import BAND, FITS, Fit
+from leveret.planning.machines import find_place
+from leveret.planning.plan import Wish, make_plan
+from leveret.recipe import Recipe, load_recipe
+
+LAW = FITS["epoch-2024"]
+
+
+@pytest.fixture(autouse=True)
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEVERET_CONFIG", str(tmp_path / "settings"))
+
+
+def rungs(truth: Fit, noise: tuple[float, ...] = (0.0, 0.0, 0.0)) -> list[Rung]:
+    sizes = [(1_000_000, 20_000_000), (2_000_000, 40_000_000), (4_000_000, 80_000_000)]
+    return [Rung(*size, truth.loss(*size) + off) for size, off in zip(sizes, noise, strict=True)]
+
+
+def test_what_was_moved_is_found_again() -> None:
+    truth = LAW.calibrated(0.4, 7.0, 0.0, "")
+    found = fit_ladder(LAW, rungs(truth))
+    assert (found.offset, found.efficiency) == (pytest.approx(0.4, abs=0.01), pytest.approx(7.0, rel=0.02))
+    assert found.loss(16e6, 320e6) == pytest.approx(truth.loss(16e6, 320e6), abs=0.005)
+    assert found.band < 0.05
+
+
+def test_the_band_is_as_wide_as_the_runs_disagree() -> None:
+    truth = LAW.calibrated(0.4, 7.0, 0.0, "")
+    small, large = (fit_ladder(LAW, rungs(truth, (0.0, each, 0.0))).band for each in (0.02, 0.05))
+    assert 0.03 < small < large
+
+
+def test_losses_that_do_not_fall_foretell_nothing() -> None:
+    with pytest.raises(UserError, match="do not fall"):
+        fit_ladder(LAW, rungs(LAW, (0.0, 5.0, 0.0)))
+
+
+@pytest.mark.parametrize("name", ["leveret-124m", "l20-edu-135m"])
+def test_a_ladder_takes_about_a_hundredth(name: str) -> None:
+    recipe, _ = load_recipe(name, ["model.vocab_size=49152"])
+    model, steps = expected_model(recipe), ladder(recipe, expected_model(recipe))
+
+    def work(each: Recipe) -> float:
+        assert each.pretrain is not None
+        shape, length = expected_model(each), each.row_length()
+        return (
+            each.pretrain.tokens or (each.pretrain.steps or 0) * each.pretrain.batch_size * length
+        ) * flops_per_token(shape, length)
+
+    assert 0.003 < sum(map(work, steps)) / work(recipe) <= 0.01
+    sizes = [count_parameters(expected_model(each)).total for each in steps]
+    assert sizes == sorted(sizes)
+    ratios = [(each.pretrain.tokens or 0) / size for each, size in zip(steps, sizes, strict=True) if each.pretrain]
+    assert max(ratios) == pytest.approx(min(ratios), rel=0.01)
+    assert all(expected_model(each).num_hidden_layers == model.num_hidden_layers for each in steps)
+
+
+def test_a_plan_finds_its_calibration() -> None:
+    """For models of the same corpus, tokenizer and way of training, of any size; not for others."""
+    recipe, _ = load_recipe("leveret-124m")
+    wish, place = Wish(params=124e6), find_place("a100-40gb")
+    before = make_plan(wish, place)
+    truth = LAW.calibrated(-0.2, 3.0, 0.0, "")
+
+    def train(each: Recipe) -> Held:
+        assert each.pretrain is not None
+        tokens = each.pretrain.tokens or 0
+        return Held(tokens, truth.loss(count_parameters(expected_model(each)).total, tokens), 4.5)
+
+    path = keep_calibration(recipe, calibrate(recipe, train, LAW))
+    after = make_plan(wish, place)
+    assert after.expected == pytest.approx(truth.loss(after.shape.parameters, after.cost.tokens), abs=0.01)
+    assert after.fit.band < before.fit.band == BAND
+    assert after.bits_per_byte == pytest.approx(after.expected / 0.6931 / 4.5, rel=1e-3)
+    assert "small runs of this recipe" in after.fit.source
+    other, _ = load_recipe("parchment-166m")
+    assert find_calibration(other, LAW.name) is None
+    path.write_text(json.dumps({"format_version": 1}))
+    with pytest.raises(UserError, match="damaged"):
+        find_calibration(recipe, LAW.name)
+
+
+def test_a_calibration_is_read_as_it_was_written() -> None:
+    recipe, _ = load_recipe("leveret-124m")
+    made = Calibration(fit_ladder(LAW, rungs(LAW.calibrated(0.1, 2.0, 0.0, ""))), rungs(LAW), 4.4)
+    keep_calibration(recipe, made)
+    assert find_calibration(recipe, LAW.name) == made
