@@ -50,11 +50,13 @@ def rehearse(
         raise UserError("--mfu is for another GPU; name it with --gpu")
     place = None if gpu is None else find_place(gpu, gpus, price=price, mfu=mfu)
     folder = run_dir or Path("runs") / resolved.name
-    signal.signal(signal.SIGTERM, _leave)
-    problems = 0
-    for finding in Rehearsal(resolved, base, folder, device, place, price).findings():
-        print(finding, flush=True)
-        problems += finding.state == "problem"
+    before, problems = signal.signal(signal.SIGTERM, _leave), 0
+    try:
+        for finding in Rehearsal(resolved, base, folder, device, place, price).findings():
+            print(finding, flush=True)
+            problems += finding.state == "problem"
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if problems:
         print(f"the real run would fail: {problems} problem{'s' * (problems > 1)}")
         raise typer.Exit(1)
