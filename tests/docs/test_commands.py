@@ -27,8 +27,7 @@ def understood() -> Parse:
     def only_parses(command: Any) -> Any:
         for inner in getattr(command, "commands", {}).values():
             only_parses(inner)
-        if not hasattr(command, "commands"):
-            command.callback = lambda **parsed: seen.update(parsed)
+        command.callback = lambda **parsed: seen.update(parsed)  # a group may have one too
         return command
 
     command = only_parses(typer.main.get_command(app))
