@@ -38,7 +38,8 @@ def _file(name: str) -> str:
 def to_markdown(facts: Facts, pictures: Sequence[str] = ()) -> str:
     """What was found, in tables."""
     protocol, models = facts["protocol"], facts["models"]
-    first = "" if protocol["limit"] is None else f", the first {protocol['limit']:,} questions of each task"
+    limit = protocol["limit"]
+    first = "" if limit is None else f", the first {limit:,} questions of each task and documents"
     parts = [
         "# Comparison",
         f"{len(models)} models, zero-shot, prompts and scores as {protocol['prompts']}, protocol {protocol['version']}"
