@@ -63,15 +63,13 @@ def compare(
         raise UserError("--suite none leaves nothing to compare by; give some --text")
     texts = [] if text is None else read_texts(text, limit)
     wish = Wish(tasks, limit, bench, texts, published(baselines) if baselines else [])
-    found = compared(
-        references,
-        lambda reference: find_candidate(reference, device),
-        wish,
-        cache_dir() / "answers",
-        lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    found = compared(references, lambda each: find_candidate(each, device), wish, cache_dir() / "answers", _say)
     print(write_comparison(found, output))
-    print(f"written to {output}", file=sys.stderr)
+    _say(f"written to {output}")
     if found.failures:
         left_out = "; ".join(f"{reference}: {why}" for reference, why in found.failures)
         raise UserError(f"{len(found.failures)} of {len(references)} models are left out: {left_out}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
