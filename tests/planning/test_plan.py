@@ -258,6 +258,7 @@ def test_counts_are_read_as_they_are_written() -> None:
             read_count(wrong)
 
 
+@pytest.mark.long
 @pytest.mark.skipif("LEVERET_DATA" not in os.environ, reason="LEVERET_DATA is not set")
 def test_bytes_of_a_token() -> None:
     import pyarrow.parquet as parquet

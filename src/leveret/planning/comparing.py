@@ -98,7 +98,8 @@ def draw(variants: Sequence[Variant], path: Path) -> None:
                 left = across > middle
                 axes.annotate(
                     text, (across, loss), xytext=(-7 if left else 7, 5), textcoords="offset points", fontsize=7.5,
-                    ha="right" if left else "left",
+                    ha="right" if left else "left", zorder=5,
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5},
                 )  # fmt: skip
         axes.set_xscale("log")
         _whole_ticks(axes)
