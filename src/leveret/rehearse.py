@@ -144,7 +144,7 @@ class Rehearsal:
         recipe.write_text(to_yaml(anchored(self._few(), self.base)), encoding="utf-8")
         words = ["run", str(recipe), "--run-dir", str(folder), "--copy-data", "--device", self.device]
         command = [sys.executable, "-m", "leveret", *words]
-        places = {"LEVERET_CACHE": str(folder.parent / "cache")}
+        places = {"LEVERET_CACHE": str(folder.parent / "cache"), "TMPDIR": str(folder.parent)}
         child = subprocess.Popen(
             command, env=os.environ | places, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
