@@ -181,7 +181,7 @@ def test_a_run_is_shown_with_its_curves_read_out_by_pointer_and_by_keys(visit: V
     expect(chart.locator("svg")).to_have_attribute("aria-label", ends)
     expect(page.locator(".chip")).to_have_text("finished")
     assert chart.locator("path.mark.spike").count() == 1
-    assert page.locator("figure").count() == 4  # loss, learning rate, gradient norm, tokens/s
+    assert page.locator("figure").count() == 5  # loss, bits per byte, learning rate, gradient norm, tokens/s
     box = chart.locator("svg").bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
