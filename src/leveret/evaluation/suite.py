@@ -152,6 +152,7 @@ def protocol_of(model: Model, limit: int | None) -> dict[str, Any]:
             "shots": 0,
             "chat_template": False,
             "dtype": str(engine.dtype).removeprefix("torch."),
+            "pairs_of_bfloat16": isinstance(engine, Engine) and engine.reader is not engine.model,
             "limit": limit,
             "seed": None,  # nothing is drawn
         },
