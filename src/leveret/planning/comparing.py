@@ -105,7 +105,8 @@ def draw(variants: Sequence[Variant], path: Path) -> None:
         _whole_ticks(axes)
         room = 1.5 if max(every) > 2 * min(every) else 3.0
         axes.set_xlim(min(every) / room, max(every) * room)
-        axes.set(xlabel="dollars" if priced else "hours", ylabel="expected loss (nats per token)")
+        apart = "" if len({variant.gpu for variant, _ in made}) == 1 else " (further GPUs are drawn 5% to the right)"
+        axes.set(xlabel=("dollars" if priced else "hours") + apart, ylabel="expected loss (nats per token)")
         axes.legend(frameon=True, fontsize="small", loc="best")
         axes.set_title("expected loss, 80% bands", fontsize=10)
         path.parent.mkdir(parents=True, exist_ok=True)
