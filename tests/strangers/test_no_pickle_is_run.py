@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_checkpoint import CONFIG, save
+from test_checkpoint import CONFIG, decoder, save
 from test_import import MODELS
 from test_shards import some_documents, write
 
@@ -17,10 +17,11 @@ from leveret.errors import UserError
 from leveret.export.gguf_reading import read_gguf
 from leveret.export.huggingface import import_model, open_model
 from leveret.inference.quantize import WEIGHTS, read_quantised
+from leveret.model.lora import LoraConfig, add_lora
 from leveret.posttraining.reference import read_reference
 from leveret.rundir import read_json, write_json
 from leveret.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from leveret.training.checkpoint import open_checkpoint
+from leveret.training.checkpoint import ADAPTER_CONFIG, ADAPTERS, Snapshot, open_checkpoint, write_checkpoint
 from leveret.training.sharded import read_shards
 
 
@@ -103,6 +104,16 @@ def test_in_a_checkpoint(name: str, canary: bytes, tmp_path: Path) -> None:
             found.weights(CONFIG)
 
         refused(read)
+
+
+@pytest.mark.parametrize("name", [ADAPTERS, ADAPTER_CONFIG])
+def test_in_adapters(name: str, canary: bytes, tmp_path: Path) -> None:
+    model = decoder(1)
+    add_lora(model, LoraConfig(rank=2), 0)
+    saved = write_checkpoint(tmp_path, Snapshot.of(model, {}, {"step": 1}))
+    for content in (canary, archived(tmp_path)):
+        plant(saved.folder, name, content)
+        refused(lambda: open_checkpoint(saved.folder).weights(CONFIG))
 
 
 def test_in_shared_parts_of_a_checkpoint(canary: bytes, tmp_path: Path) -> None:
