@@ -37,8 +37,11 @@ def training_memory(
     matrices = _muon_numbers(model, config) if config.optimizer.kind == "muon" else 0
     chunk = min(chunk_rows(model.vocabulary, device.type), rows * length)
     head = model.vocabulary * model.hidden_size if lora is None else 0
-    kept = activation_bytes(model, length, dtype, device, "none")
-    layers = model.num_hidden_layers * activation_bytes(model, length, dtype, device, config.gradient_checkpointing)
+    kept, a_layer = (
+        activation_bytes(model, length, dtype, device, recompute, config.document_mask)
+        for recompute in ("none", config.gradient_checkpointing)
+    )
+    layers = model.num_hidden_layers * a_layer
     if lora is not None and config.gradient_checkpointing != "full":  # what is between A and B
         layers += dtype.itemsize * lora.rank * sum(len(parts) for _, parts in adapted(model, lora).values())
     parts = {
@@ -53,12 +56,19 @@ def training_memory(
     return parts | {"total": sum(parts.values())}
 
 
-def activation_bytes(model: ModelConfig, length: int, dtype: torch.dtype, device: torch.device, recompute: str) -> int:
+def activation_bytes(
+    model: ModelConfig,
+    length: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    recompute: str,
+    documents: bool = True,
+) -> int:
     """Bytes that a layer keeps of a token for its backward pass.
 
     Counted over the tensors that autograd saves (as Korthikanti et al., 2022, do for another block): the stream and
-    norms in float32, the products' inputs in dtype. Attention's matrix is kept only where a CPU forms it;
-    it is counted whole, as documents need it, though without them a quarter is never made.
+    norms in float32, the products' inputs in dtype. Attention's matrix is kept only where a CPU forms it; of that a
+    quarter is never made where documents are not kept apart.
     """
     width, hidden = dtype.itemsize, model.hidden_size
     if recompute == "full":
@@ -73,7 +83,8 @@ def activation_bytes(model: ModelConfig, length: int, dtype: torch.dtype, device
     rotated = q + kv if model.position == "rope" else 0
     attention = width * (q + 2 * kv + rotated + q)
     if device.type == "cpu" and dtype is torch.bfloat16 and length <= PLAIN_KEYS:
-        attention += width * (model.num_attention_heads * length + 2 * (q - kv))
+        scores = model.num_attention_heads * length
+        attention += width * (scores - (0 if documents else scores // 4) + 2 * (q - kv))
     return norms * norm + attention + width * inner * (4 if model.mlp == "swiglu" else 2)
 
 
