@@ -40,8 +40,9 @@ OF_THE_CORPUS = ("sources", "filters", "dedup", "document_format", "sequence_len
 """Keys of data that change what a token of it teaches."""
 HELD_OUT_ROWS = 512
 """That every rung is measured on."""
-LEAST_BAND = 0.03
-"""Nats to either side that a calibrated band has at least: what the seed alone moves."""
+LEAST_BAND = 0.1
+"""Nats to either side that a calibrated band has at least: benchmarks/plan_loss.py was off by 0.09, where leaving one
+run of the ladder out told 0.03."""
 
 
 @dataclass(frozen=True)
