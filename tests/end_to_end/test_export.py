@@ -88,4 +88,5 @@ def test_an_export_is_evaluated_and_audited_without_its_run(tiny: TinyRun, expor
     found = json.loads(leveret(*asked, cwd=tiny.project).stdout)["sets"]["examples"]
     assert (found["examples"], found["correct"]) == (4, 4)
     assert len((tiny.project / "rows.jsonl").read_text().splitlines()) == 4
-    assert "tokenizer" in leveret("audit", exported, cwd=tiny.project).stdout
+    audited = leveret("audit", exported, cwd=tiny.project, exit_code=1).stdout
+    assert "the chat template writes '<system>', which is read as 8 tokens of text" in audited

@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(preferring: Preferring, leveret: 
 
 
 def test_a_finished_stage_is_evaluated_by_its_pairs(preferring: Preferring) -> None:
-    loss = evaluate_reference(str(preferring.run), limit=1, examples=None, output=None, device="cpu")["loss"]
+    loss = evaluate_reference(str(preferring.run), limit=1, file=None, output=None, device="cpu")["loss"]
     assert loss["preferred"] > 0.9
     assert loss["accuracy"] > 0.9
     rows = [json.loads(line) for line in (preferring.run / "prefer" / "metrics.jsonl").read_text().splitlines()]

@@ -105,7 +105,7 @@ def test_of_what_the_chat_page_exports_the_newest_is_taken(tmp_path: Path) -> No
         (b"{", "it is not JSON"),
         (b"\xff\xfe", "it is not JSON"),
         (b"[]", "is no dialogue: the whole"),
-        (b"[" * 100_000, "it is not JSON"),
+        (b"[" * 100_000, "more than 64 levels"),
         ({"format_version": 1, "conversations": []}, "messages: Input should be a valid list"),
         ({"messages": []}, "format_version: Field required"),
         ({"format_version": 2, "messages": []}, "has format_version 2, and this Leveret reads 1"),
