@@ -73,6 +73,7 @@ def test_the_nearest_neighbour_is_judged_as_the_models_are() -> None:
     assert figures["nl2bash"] == {"examples": 1, "exact_match": 0, "command_match": 1}
 
 
+@pytest.mark.long
 def test_arithmetic_is_measured_by_operation_and_digits(tmp_path: Path) -> None:
     result = quick_form("arithmetic_accuracy", tmp_path)
     facts, *cells = result["rows"]

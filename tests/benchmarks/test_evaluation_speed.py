@@ -21,6 +21,7 @@ def test_the_goal_is_of_all_tasks_together() -> None:
     assert goals["tasks_of_equal_accuracy"]["value"] == 0.5
 
 
+@pytest.mark.long
 def test_the_quick_form_goes_the_whole_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

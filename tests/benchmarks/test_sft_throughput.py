@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "sft_throughput.py"
 
 
+@pytest.mark.long
 def test_quick_form_measures_every_way() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--quick", "--device", "cpu"],

@@ -8,9 +8,12 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "train_speed.py"
 
 
+@pytest.mark.long
 def test_quick_form_measures_everyone() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--quick", "--device", "cpu"],

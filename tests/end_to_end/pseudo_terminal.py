@@ -68,6 +68,17 @@ class Terminal:
         before, self.seen = self.plain[self.seen : at + len(text)], at + len(text)
         return before
 
+    def interrupt(self, text: str) -> None:
+        """Presses ctrl-C until this comes: a signal just before a read begins does not interrupt it, in any program."""
+        for _ in range(4):
+            self.send("\x03")
+            try:
+                self.wait_for(text, 5)
+                return
+            except AssertionError:
+                pass
+        self.wait_for(text)
+
     def leave(self, seconds: float = 30) -> int:
         """Presses ctrl-D and reads to the end; returns the exit code."""
         self.send("\x04")

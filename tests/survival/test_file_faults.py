@@ -47,6 +47,7 @@ def test_a_save_survives_each_of_its_file_operations_going_wrong(
 SETTINGS = ["pretrain.eval_every=40", "pretrain.checkpoint_every=20", "pretrain.log_every=1", "data.workers=1"]
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_for_a_while_changes_no_bit(
     tmp_path: Path, shim: Path, environment: Mapping[str, str], leveret: Command
 ) -> None:
