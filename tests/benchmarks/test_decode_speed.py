@@ -1,15 +1,11 @@
 """decode_speed.py: what it makes of measurements, and that its quick form goes the whole way."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from decode_contestants import together
 from decode_speed import goals_of
-
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "decode_speed.py"
 
 
 def test_waits_of_many_answers() -> None:
@@ -35,9 +31,8 @@ def test_goals_compare_like_with_like() -> None:
 
 
 @pytest.mark.long
-def test_the_quick_form_goes_the_whole_way() -> None:
-    command = [sys.executable, str(BENCHMARK), "--quick", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
-    assert "agree on at least 8 of 8 tokens" in done.stdout
-    result = json.loads(done.stdout.splitlines()[-1])
+def test_the_quick_form_goes_the_whole_way(script: Callable[..., Any]) -> None:
+    done = script("decode_speed", "--quick", "--device", "cpu")
+    assert "agree on at least 8 of 8 tokens" in done.out
+    result = done.last
     assert {row["contestant"] for row in result["rows"]} >= {"leveret int4", "transformers bf16"}

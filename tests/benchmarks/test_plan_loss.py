@@ -1,27 +1,15 @@
 """The quick form of the benchmark: a ladder, a foretelling, the larger run, and the last line that the docs promise."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "plan_loss.py"
-
 
 @pytest.mark.long
-def test_quick_form_foretells_and_trains() -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--quick"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=True,
-    )
-    result = json.loads(done.stdout.splitlines()[-1])
+def test_quick_form_foretells_and_trains(script: Callable[..., Any]) -> None:
+    done = script("plan_loss", "--quick")
+    result = done.last
     assert result["benchmark"] == "plan_loss"
     *runs, facts = result["rows"]
     assert len(runs) == 4

@@ -1,27 +1,15 @@
 """The quick form of the benchmark: every way learns the same tokens, and the last line is what the docs promise."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "sft_throughput.py"
-
 
 @pytest.mark.long
-def test_quick_form_measures_every_way() -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--quick", "--device", "cpu"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=True,
-    )
-    result = json.loads(done.stdout.splitlines()[-1])
+def test_quick_form_measures_every_way(script: Callable[..., Any]) -> None:
+    done = script("sft_throughput", "--quick", "--device", "cpu")
+    result = done.last
     assert result["benchmark"] == "sft_throughput"
     assert result["machine"]["device"] == "cpu"
     assert result["facts"]["lengths"] == "drawn"

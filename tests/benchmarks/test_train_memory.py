@@ -1,35 +1,15 @@
 """The quick form of the benchmark: cases run, and the last line is what the docs promise."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "train_memory.py"
-
-
 MODELS = ("smallm-20m", "tinyllm-cli-67m", "gpt2-124m", "l20-edu-135m", "parchment-166m")
 
 
-def last_line(*options: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--device", "cpu", *options],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=True,
-    )
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return said
-
-
-def measured(*options: str) -> dict[str, Any]:
-    result = last_line("--quick", *options)
+def measured(script: Callable[..., Any], *options: str) -> dict[str, Any]:
+    result: dict[str, Any] = script("train_memory", "--quick", "--device", "cpu", *options).last
     assert result["benchmark"] == "train_memory"
     assert result["machine"]["device"] == "cpu"
     for row in result["rows"]:
@@ -37,15 +17,15 @@ def measured(*options: str) -> dict[str, Any]:
     return result
 
 
-def test_two_losses_are_measured() -> None:
-    result = measured("--only", "loss")
+def test_two_losses_are_measured(script: Callable[..., Any]) -> None:
+    result = measured(script, "--only", "loss")
     assert [row["case"] for row in result["rows"]] == ["chunked:parchment-166m", "plain:parchment-166m"]
     assert 0 < result["goals"]["chunked_of_plain"]["value"] < 1
 
 
 @pytest.mark.long
-def test_every_case_is_measured() -> None:
-    result = measured()
+def test_every_case_is_measured(script: Callable[..., Any]) -> None:
+    result = measured(script)
     rows = {row["case"]: row for row in result["rows"]}
     fits, tensors = ([f"{kind}:{name}" for name in MODELS] for kind in ("fits", "tensors"))
     assert list(rows) == [*fits, "chunked:parchment-166m", "plain:parchment-166m", *tensors]
@@ -56,6 +36,6 @@ def test_every_case_is_measured() -> None:
 
 
 @pytest.mark.long
-def test_an_estimate_is_within_a_tenth_of_what_tensors_take() -> None:
-    row = last_line("--case", "tensors:smallm-20m")
+def test_an_estimate_is_within_a_tenth_of_what_tensors_take(script: Callable[..., Any]) -> None:
+    row = script("train_memory", "--device", "cpu", "--case", "tensors:smallm-20m").last
     assert abs(row["estimate_gb"] / row["peak_gb"] - 1) <= 0.1

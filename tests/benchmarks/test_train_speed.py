@@ -1,29 +1,17 @@
 """The quick form of the benchmark: every contestant really trains, and the last line is what the docs promise."""
 
-import json
 import math
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "train_speed.py"
-
 
 @pytest.mark.long
-def test_quick_form_measures_everyone() -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--quick", "--device", "cpu"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=True,
-    )
-    result = json.loads(done.stdout.splitlines()[-1])
+def test_quick_form_measures_everyone(script: Callable[..., Any]) -> None:
+    done = script("train_speed", "--quick", "--device", "cpu")
+    result = done.last
     assert result["benchmark"] == "train_speed"
     assert result["machine"]["device"] == "cpu"
     rows = {row["contestant"]: row for row in result["rows"]}
@@ -32,7 +20,7 @@ def test_quick_form_measures_everyone() -> None:
         if find_spec(name):
             expected.add(f"{name}, eager")
         else:
-            assert f"{name} is not installed" in done.stdout
+            assert f"{name} is not installed" in done.out
     assert rows.keys() == expected
     for name, row in rows.items():
         speeds = row["tokens_per_second"], row["best_tokens_per_second"], row["ms_per_step"]
