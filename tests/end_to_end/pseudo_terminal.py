@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -37,11 +38,16 @@ class Terminal:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         changed = {"TERM": kind, "PROMPT_TOOLKIT_NO_CPR": "1", "HOME": str(cwd)}
         own = {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+
+        def begin() -> None:
+            os.login_tty(theirs)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a job in the background would hand on as ignored
+
         self.process = subprocess.Popen(
             [sys.executable, "-m", "leveret", *map(str, arguments)],
             cwd=cwd,
             env=own | changed,
-            preexec_fn=lambda: os.login_tty(theirs),
+            preexec_fn=begin,
         )
         os.close(theirs)
 
@@ -67,17 +73,6 @@ class Terminal:
                 assert self._read(), f"{text!r} did not come before the end; there is {self.plain[self.seen :]!r}"
         before, self.seen = self.plain[self.seen : at + len(text)], at + len(text)
         return before
-
-    def interrupt(self, text: str) -> None:
-        """Presses ctrl-C until this comes: a signal just before a read begins does not interrupt it, in any program."""
-        for _ in range(4):
-            self.send("\x03")
-            try:
-                self.wait_for(text, 5)
-                return
-            except AssertionError:
-                pass
-        self.wait_for(text)
 
     def leave(self, seconds: float = 30) -> int:
         """Presses ctrl-D and reads to the end; returns the exit code."""

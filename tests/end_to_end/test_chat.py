@@ -149,7 +149,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
         terminal.wait_for("> ")
         terminal.send("/save said.json\n")
         terminal.wait_for("> ")
-        terminal.interrupt("> ")  # at the prompt it is a new line
+        terminal.send("\x03")  # at the prompt it is a new line
+        terminal.wait_for("> ")
         terminal.send("/set choices [yes]\n/set logit_bias {}\nmore\n")
         terminal.wait_for("yes\ncontext: ")
         terminal.wait_for("> ")
