@@ -31,6 +31,7 @@ from leveret.hardware.device import pick_device
 from leveret.model.counts import count_parameters
 from leveret.recipe import digest
 from leveret.rundir import find_run
+from leveret.strangers.documents import read_json
 from leveret.strangers.tensors import checked_tensors
 
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -128,7 +129,10 @@ def _foreign(reference: str, name: str, revision: str | None, device: str, kind:
     others = [path for pattern in FILES if "safetensors" not in pattern for path in sorted(folder.glob(pattern))]
     hashes = [file_sha256(path) for path in files]
     weights = hashes[0] if len(hashes) == 1 else sha256(json.dumps(hashes).encode()).hexdigest()
-    facts = json.loads((folder / "config.json").read_text("utf-8"))
+    try:
+        facts = read_json(folder / "config.json")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read ({error})") from None
     return Candidate(
         name.rstrip("/").rpartition("/")[2],
         reference,
@@ -145,10 +149,11 @@ def _foreign(reference: str, name: str, revision: str | None, device: str, kind:
 
 def _fetched(name: str, revision: str | None) -> Path:
     import huggingface_hub
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the client that it uses
 
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
-    except (OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         raise UserError(
             f"{name!r} is no run and no folder here, and the hub did not give it ({type(error).__name__}); check its "
             "name and revision, or the network"
