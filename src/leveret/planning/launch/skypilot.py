@@ -14,6 +14,7 @@ import yaml
 from leveret.errors import UserError
 from leveret.planning.launch.plan import Files, Launch, leveret_words, meeting, one_machine
 from leveret.planning.launch.travel import PROGRAM, RUNS, cargo, remote_words
+from leveret.training.pulse import LOST
 
 GPUS = {
     "a100-40gb": "A100",
@@ -25,8 +26,6 @@ GPUS = {
     "rtx-3090": "RTX3090",
 }
 """SkyPilot's names of GPUs, where they are not ours in capitals."""
-LOST = 75
-"""Exit code of a training that lost a process: the same command goes on."""
 RESTARTS = 3
 
 
