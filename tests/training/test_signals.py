@@ -34,11 +34,12 @@ def test_the_first_is_noted_and_handlers_are_put_back(number: signal.Signals) ->
 
 @pytest.mark.parametrize(("first", "second"), [("SIGTERM", "SIGTERM"), ("SIGUSR1", "SIGINT")])
 def test_a_second_one_leaves_at_once(first: str, second: str) -> None:
-    """Also where what the process does is not Python's: it sleeps here."""
+    """Also where what the process does is not Python's: it sleeps here, again and again, as a signal that comes between
+    Python's last look and a long sleep would be noticed after that sleep only."""
     code = (
         "import time\nfrom leveret.training import signals\nsignals.DOUBLED_SECONDS = 0.0\n"
         "with signals.Signals() as them:\n    print('ready', flush=True)\n"
-        "    while not them.received: time.sleep(0.01)\n    print('noted', flush=True)\n    time.sleep(60)\n"
+        "    while not them.received: time.sleep(0.01)\n    print('noted', flush=True)\n    while True: time.sleep(0.01)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
