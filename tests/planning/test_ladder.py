@@ -37,17 +37,30 @@ def rungs(truth: Fit, noise: tuple[float, ...] = (0.0, 0.0, 0.0)) -> list[Rung]:
     return [Rung(*size, truth.loss(*size) + off) for size, off in zip(sizes, noise, strict=True)]
 
 
-def test_what_was_moved_is_found_again() -> None:
-    truth = LAW.calibrated(0.4, 7.0, 0.0, "")
+@pytest.mark.parametrize("steepness", [0.4, 0.75, 1.0])
+def test_what_was_moved_is_found_again(steepness: float) -> None:
+    truth = LAW.flattened(steepness).moved(0.4, 7.0)
     found = fit_ladder(LAW, rungs(truth))
+    assert found.alpha == pytest.approx(steepness * LAW.alpha)
     assert (found.offset, found.efficiency) == (pytest.approx(0.4, abs=0.01), pytest.approx(7.0, rel=0.02))
     assert found.loss(16e6, 320e6) == pytest.approx(truth.loss(16e6, 320e6), abs=0.005)
     assert found.band == LEAST_BAND
 
 
+def test_the_band_grows_with_the_distance_from_the_ladder() -> None:
+    """Whichever steepness is the true one of those that are tried: it holds the truth."""
+    for steepness in (0.25, 0.6, 1.0):
+        truth = LAW.flattened(steepness).moved(0.4, 7.0)
+        found = fit_ladder(LAW, rungs(truth, (0.01, 0.0, 0.01)))
+        near, far, farther = ((size * 1e6, size * 20e6) for size in (3, 100, 1000))
+        assert LEAST_BAND <= found.band_at(*near) < 1.2 * LEAST_BAND
+        assert 1.5 * LEAST_BAND < found.band_at(*far) < found.band_at(*farther)
+        assert abs(found.loss(*far) - truth.loss(*far)) < found.band_at(*far)
+
+
 def test_the_band_is_as_wide_as_the_runs_disagree() -> None:
-    truth = LAW.calibrated(0.4, 7.0, 0.0, "")
-    small, large = (fit_ladder(LAW, rungs(truth, (0.0, each, 0.0))).band for each in (0.05, 0.1))
+    truth = LAW.moved(0.4, 7.0)
+    small, large = (fit_ladder(LAW, rungs(truth, (0.0, each, 0.0))).band for each in (-0.2, -0.3))
     assert LEAST_BAND < small < large
 
 
@@ -81,7 +94,7 @@ def test_a_plan_finds_its_calibration() -> None:
     recipe, _ = load_recipe("leveret-124m")
     wish, place = Wish(params=124e6), find_place("a100-40gb")
     before = make_plan(wish, place)
-    truth = LAW.calibrated(-0.2, 3.0, 0.0, "")
+    truth = LAW.moved(-0.2, 3.0)
 
     def train(each: Recipe) -> Held:
         assert each.pretrain is not None
@@ -91,7 +104,8 @@ def test_a_plan_finds_its_calibration() -> None:
     path = keep_calibration(recipe, calibrate(recipe, train, LAW))
     after = make_plan(wish, place)
     assert after.expected == pytest.approx(truth.loss(after.shape.parameters, after.cost.tokens), abs=0.01)
-    assert after.fit.band < before.fit.band == BAND
+    assert before.band == BAND
+    assert after.fit.band == LEAST_BAND < after.band
     assert after.bits_per_byte == pytest.approx(after.expected / 0.6931 / 4.5, rel=1e-3)
     assert "small runs of this recipe" in after.fit.source
     other, _ = load_recipe("parchment-166m")
@@ -103,6 +117,6 @@ def test_a_plan_finds_its_calibration() -> None:
 
 def test_a_calibration_is_read_as_it_was_written() -> None:
     recipe, _ = load_recipe("leveret-124m")
-    made = Calibration(fit_ladder(LAW, rungs(LAW.calibrated(0.1, 2.0, 0.0, ""))), rungs(LAW), 4.4)
+    made = Calibration(fit_ladder(LAW, rungs(LAW)), rungs(LAW), 4.4)
     keep_calibration(recipe, made)
     assert find_calibration(recipe, LAW.name) == made

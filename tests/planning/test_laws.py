@@ -7,7 +7,8 @@ from leveret.planning.laws import FITS, Fit
 HOFFMANN, EPOCH, MUENNIGHOFF = FITS["hoffmann-2022"], FITS["epoch-2024"], FITS["muennighoff-2023"]
 
 # Hoffmann et al. (2022), table A3, approach 3: parameters, FLOPs, tokens. What follows from the unrounded constants is
-# within an eighth of it, which says that the table was made with others.
+# within an eighth of it, which says that the table was made with others. For 175B it prints 1.26e24 operations, a slip:
+# 6 N D is ten times that.
 TABLE_A3 = [
     (0.4e9, 2.21e19, 9.2e9),
     (1e9, 1.62e20, 27.1e9),
@@ -40,7 +41,7 @@ def test_epochs_optimum_for_chinchillas_budget() -> None:
 
 @pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
 def test_an_optimum_is_one(fit: Fit) -> None:
-    for each in (fit, fit.calibrated(0.3, 0.2, 0.05, "a ladder")):
+    for each in (fit, fit.moved(0.3, 0.2), fit.flattened(0.5).moved(0.3, 0.2)):
         parameters, tokens = each.optimum(1e20)
         assert 6 * parameters * tokens == pytest.approx(1e20)
         least = each.loss(parameters, tokens)

@@ -39,7 +39,8 @@ def test_a_second_one_leaves_at_once(first: str, second: str) -> None:
     code = (
         "import time\nfrom leveret.training import signals\nsignals.DOUBLED_SECONDS = 0.0\n"
         "with signals.Signals() as them:\n    print('ready', flush=True)\n"
-        "    while not them.received: time.sleep(0.01)\n    print('noted', flush=True)\n    while True: time.sleep(0.01)\n"
+        "    while not them.received: time.sleep(0.01)\n"
+        "    print('noted', flush=True)\n    while True: time.sleep(0.01)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

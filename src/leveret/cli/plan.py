@@ -168,10 +168,12 @@ def calibrate(
         run.upto("pretrain")
         return held_by(run.run.path, run.store("pretrain").split("validation"))
 
-    found = calibrate(whole, train, find_fit(fit), share)
+    law = find_fit(fit)
+    found = calibrate(whole, train, law, share)
     for rung in found.rungs:
         print(f"{rung.parameters:>12,} parameters  {rung.tokens:>14,} tokens  held-out loss {rung.loss:.4f}")
     print(
-        f"offset {found.fit.offset:+.3f} nats, efficiency {found.fit.efficiency:.3g}, band {found.fit.band:.3f} (80%)"
+        f"exponents {found.fit.alpha / law.alpha:.2f} of the law's, offset {found.fit.offset:+.3f} nats, "
+        f"efficiency {found.fit.efficiency:.3g}, band {found.fit.band:.2f} at least (80%)"
     )
     print(f"kept in {keep_calibration(whole, found)}")

@@ -88,7 +88,7 @@ def draw(variants: Sequence[Variant], path: Path) -> None:
             own = [(variant, plan) for variant, plan in made if variant.gpu == gpu]
             aside = 1.05**number  # so that the bands of several GPUs for one price do not hide each other
             spent = [aside * (plan.cost.dollars or 0.0 if priced else plan.cost.seconds / 3600) for _, plan in own]
-            losses, bands = [plan.expected for _, plan in own], [plan.fit.band for _, plan in own]
+            losses, bands = [plan.expected for _, plan in own], [plan.band for _, plan in own]
             axes.errorbar(
                 spent, losses, yerr=bands, fmt="o", color=COLOURS[number % len(COLOURS)], capsize=4, markersize=6,
                 elinewidth=1.2, label=gpu,

@@ -26,10 +26,11 @@ MOST_EPOCHS = 16
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted law, with its source. band: nats to either side, for 80%.
+    """A fitted law, with its source. band: nats to either side, for 80%, where it has no rivals.
 
     offset (nats) and efficiency come from calibration. A parameter and a token count as `efficiency` of those that the
-    law was fitted on. Both do: the laws saw no model below 44M parameters, and are too steep in them there.
+    law was fitted on. Both do: the laws saw no model below 44M parameters, and are too steep in them there. rivals:
+    other laws that what it was calibrated on allows as well; where they part, the band grows.
     """
 
     name: str
@@ -42,12 +43,20 @@ class Fit:
     offset: float = 0.0
     efficiency: float = 1.0
     band: float = BAND
+    rivals: tuple[Fit, ...] = ()
 
     def loss(self, parameters: float, tokens: float, unique: float | None = None) -> float:
         """Nats per token after reading so many tokens, `unique` different ones (None: all)."""
         if unique is not None and tokens > unique:
             parameters, tokens = self.effective(parameters, tokens, unique)
         return self.E + self.offset + self.reducible(parameters, tokens)
+
+    def band_at(self, parameters: float, tokens: float, unique: float | None = None) -> float:
+        """Nats to either side of that loss, for 80%: its own band and the distance of the farthest rival, added as
+        independent errors are."""
+        expected = self.loss(parameters, tokens, unique)
+        apart = [abs(rival.loss(parameters, tokens, unique) - expected) for rival in self.rivals]
+        return math.hypot(self.band, max(apart, default=0.0))
 
     def reducible(self, parameters: float, tokens: float) -> float:
         """What more parameters and tokens would take away."""
@@ -77,9 +86,19 @@ class Fit:
         """N^alpha / D^beta where a little more of either takes away as much, for as much compute."""
         return float(self.alpha * self.A / (self.beta * self.B) * self.efficiency ** (self.beta - self.alpha))
 
-    def calibrated(self, offset: float, efficiency: float, band: float, source: str) -> Fit:
-        """This fit as small runs have moved it."""
-        return replace(self, offset=offset, efficiency=efficiency, band=band, source=source)
+    def flattened(self, steepness: float) -> Fit:
+        """With exponents that are this share of its own; a term of one nat stays one."""
+        return replace(
+            self,
+            A=self.A**steepness,
+            B=self.B**steepness,
+            alpha=self.alpha * steepness,
+            beta=self.beta * steepness,
+        )
+
+    def moved(self, offset: float, efficiency: float) -> Fit:
+        """This fit for another corpus, tokenizer and way of training."""
+        return replace(self, offset=offset, efficiency=efficiency)
 
 
 FITS = {

@@ -133,8 +133,8 @@ class Plan:
     """What to train, and what comes of it.
 
     text: the recipe's YAML. unique: different tokens that there are; None: as many as are read. expected: nats per
-    token. checkpoint_bytes: on disk at most. data_bytes: of text to prepare, None where nobody knows; shard_bytes: of
-    its tokens. notes: what else the reader should know.
+    token; band: to either side of it, for 80%. checkpoint_bytes: on disk at most. data_bytes: of text to prepare, None
+    where nobody knows; shard_bytes: of its tokens. notes: what else the reader should know.
     """
 
     wish: Wish
@@ -147,6 +147,7 @@ class Plan:
     unique: float | None
     fit: Fit
     expected: float
+    band: float
     bits_per_byte: float | None
     checkpoint_bytes: int
     data_bytes: float | None
@@ -280,6 +281,7 @@ def _complete(shape: Shape, tokens: float, wish: Wish, place: Place, fit: Fit) -
         unique=unique,
         fit=fit,
         expected=expected,
+        band=fit.band_at(shape.parameters, cost.tokens, unique),
         bits_per_byte=bytes_a_token and expected / math.log(2) / bytes_a_token,
         checkpoint_bytes=space_needed(model, config, steps),
         data_bytes=bytes_a_token and read * bytes_a_token,

@@ -57,10 +57,10 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
         ("cost", _cost(plan)),
         ("memory", f"{size_of(memory['total'])}{room} on {machine.gpu}, {cost.micro_batch_size} rows at once: {parts}"),
         ("checkpoints", f"at most {size_of(plan.checkpoint_bytes)} on disk"),
-        ("loss", f"{plan.expected:.2f} nats per token, give or take {plan.fit.band:.2f} (80%): {_source(plan)}"),
+        ("loss", f"{plan.expected:.2f} nats per token, give or take {plan.band:.2f} (80%): {_source(plan)}"),
     ]  # fmt: skip
     if plan.bits_per_byte:
-        band = plan.bits_per_byte * plan.fit.band / plan.expected
+        band = plan.bits_per_byte * plan.band / plan.expected
         rows.append(("bits per byte", f"{plan.bits_per_byte:.3f}, give or take {band:.3f}"))
     return rows + [("note", note) for note in plan.notes]
 
@@ -126,7 +126,7 @@ def facts(plan: Plan) -> dict[str, Any]:
         "data_bytes": plan.data_bytes,
         "shard_bytes": plan.shard_bytes,
         "loss": plan.expected,
-        "loss_band": plan.fit.band,
+        "loss_band": plan.band,
         "loss_source": f"{plan.fit.name}: {plan.fit.source}",
         "calibrated": plan.fit.offset != 0.0,
         "bits_per_byte": plan.bits_per_byte,
@@ -166,7 +166,7 @@ def _row(label: str, plan: Plan) -> list[str]:
         f"{cost.seconds / 3600:,.1f}",
         "" if cost.dollars is None else f"${cost.dollars:,.2f}",
         "" if low == high else f"${low:,.0f} to ${high:,.0f}",
-        f"{plan.expected:.2f} ± {plan.fit.band:.2f}",
+        f"{plan.expected:.2f} ± {plan.band:.2f}",
         size_of(cost.memory["total"]),
         "" if not plan.bits_per_byte else f"{plan.bits_per_byte:.3f}",
     ]
