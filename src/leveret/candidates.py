@@ -25,13 +25,12 @@ from leveret.errors import UserError
 from leveret.evaluation.foreign import ForeignModel
 from leveret.evaluation.suite import Model
 from leveret.export.huggingface import Model as Published
-from leveret.export.huggingface import open_model
+from leveret.export.huggingface import locate, open_model, read_facts
 from leveret.export.source import find_source
 from leveret.hardware.device import pick_device
 from leveret.model.counts import count_parameters
 from leveret.recipe import digest
 from leveret.rundir import find_run
-from leveret.strangers.documents import read_json
 from leveret.strangers.tensors import checked_tensors
 
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -122,42 +121,30 @@ def _short(model: Published) -> str:
 
 def _foreign(reference: str, name: str, revision: str | None, device: str, kind: str) -> Candidate:
     """A model that transformers computes."""
-    folder = Path(name) if Path(name).is_dir() else _fetched(name, revision)
+    origin = locate(name, revision, FILES)
+    folder = origin.folder
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{reference} has no safetensors, and pickles such as pytorch_model.bin are not read")
     others = [path for pattern in FILES if "safetensors" not in pattern for path in sorted(folder.glob(pattern))]
     hashes = [file_sha256(path) for path in files]
     weights = hashes[0] if len(hashes) == 1 else sha256(json.dumps(hashes).encode()).hexdigest()
-    try:
-        facts = read_json(folder / "config.json")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} cannot be read ({error})") from None
+    facts = read_facts(folder / "config.json")
+    context = next((facts[key] for key in ("max_position_embeddings", "n_positions") if key in facts), 0)
+    if not isinstance(context, int):
+        raise UserError(f"{folder / 'config.json'} gives no number of positions")
     return Candidate(
         name.rstrip("/").rpartition("/")[2],
         reference,
-        None if Path(name).is_dir() else folder.name,
+        origin.revision,
         "transformers",
         weights,
         digest({path.name: file_sha256(path) for path in others}),
         sum(map(_numbers, files)),
-        int(next((facts[key] for key in ("max_position_embeddings", "n_positions") if key in facts), 0)),
+        context,
         kind,
         lambda: ForeignModel(folder, pick_device(device), weights),
     )
-
-
-def _fetched(name: str, revision: str | None) -> Path:
-    import huggingface_hub
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the client that it uses
-
-    try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
-    except (HTTPError, OSError, ValueError) as error:
-        raise UserError(
-            f"{name!r} is no run and no folder here, and the hub did not give it ({type(error).__name__}); check its "
-            "name and revision, or the network"
-        ) from None
 
 
 def _numbers(path: Path) -> int:

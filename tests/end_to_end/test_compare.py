@@ -88,7 +88,7 @@ def test_what_cannot_be_loaded_is_a_line_and_what_was_published_stands_apart(lev
     assert list(facts["models"]) == ["one/pretrain", "two/pretrain"]
     assert any("openai-community/gpt2@607a30d" in each["model"] for each in facts["failures"])
     measured, apart = (place / "public" / "comparison.md").read_text().split("## Published figures, not measured here")
-    assert "- nobody/nothing@main: 'nobody/nothing' is no run and no folder here" in measured
+    assert "- nobody/nothing@main: 'nobody/nothing' is no folder here" in measured
     assert "| one/pretrain against two/pretrain |" in measured
     assert "SmolLM2-135M |" in apart
     assert "| l20-edu-135m |" in apart

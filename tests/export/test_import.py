@@ -312,6 +312,7 @@ def test_a_poisoned_header_is_refused(name: str, made: Made, tmp_path: Path) -> 
     weights.write_bytes(POISON[name](weights.read_bytes()))
     with pytest.raises(UserError, match="no whole safetensors file"):
         import_model(str(folder), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
 
 
 def test_tensors_of_another_type_or_size_are_refused(made: Made, tmp_path: Path) -> None:

@@ -81,11 +81,11 @@ def import_model(name: str, run_dir: Path, revision: str | None = None) -> RunDi
     model = open_model(name, revision)
     config = model.config
     with Lock(run_dir):
-        model.tokenizer.save(run / "tokenizer", model_max_length=config.max_position_embeddings)
         recipe = to_yaml(model.recipe())
         snapshot = Snapshot(config, model.weights(), {}, {"cpu": torch.get_rng_state()}, {"step": 0}, recipe)
         if config.tie_word_embeddings:
             del snapshot.weights["lm_head.weight"]
+        model.tokenizer.save(run / "tokenizer", model_max_length=config.max_position_embeddings)
         write_checkpoint(run / "pretrain" / "checkpoints", snapshot)
         _finish(run, model, time.monotonic() - begun)
         (run / "recipe.yaml").write_text(recipe, encoding="utf-8")  # last: with it, it is a run
@@ -113,7 +113,7 @@ class Model:
     def said(self) -> dict[str, Mapping[str, Any]]:
         """What its files say of it besides its tokenizer, by their names."""
         generation = beside(self.origin.folder, GENERATION)
-        return {CONFIG: self.facts} | ({GENERATION: _read_json(generation)} if generation.exists() else {})
+        return {CONFIG: self.facts} | ({GENERATION: read_facts(generation)} if generation.exists() else {})
 
     def weights(self) -> dict[str, Tensor]:
         """Its weights in memory's form. Raises UserError where they are not those of its shape."""
@@ -150,10 +150,10 @@ def open_model(name: str, revision: str | None = None) -> Model:
     Raises:
         UserError: it cannot be found or fetched, or neither its shape nor its tokenizer is one of ours.
     """
-    origin = _locate(name, revision)
-    facts = _read_json(beside(origin.folder, CONFIG))
+    origin = locate(name, revision, [CONFIG])
+    facts = read_facts(beside(origin.folder, CONFIG))
     config = shape_of(facts, f"{name}'s {CONFIG}")
-    origin = _locate(name, origin.revision, weights=True)
+    origin = locate(name, origin.revision, WANTED)
     for file in (GENERATION, INDEX, *TOKENIZER):
         beside(origin.folder, file)
     tokenizer = _tokenizer(origin.folder, facts)
@@ -176,8 +176,12 @@ def _finish(run: RunDir, model: Model, seconds: float) -> None:
 # -- files --------------------------------------------------------------------------------------------------------
 
 
-def _locate(name: str, revision: str | None, weights: bool = False) -> Origin:
-    """The folder of a model; from the hub its config.json alone, or all that is wanted of it."""
+def locate(name: str, revision: str | None, wanted: list[str]) -> Origin:
+    """The folder of a model; from the hub, what of its files is wanted.
+
+    Raises:
+        UserError: there is none, or the hub did not give it.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -187,9 +191,7 @@ def _locate(name: str, revision: str | None, weights: bool = False) -> Origin:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the client that it uses
 
     try:
-        found = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=WANTED if weights else [CONFIG]
-        )
+        found = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted)
     except (HTTPError, OSError, ValueError) as error:
         raise UserError(
             f"{name!r} is no folder here and the hub did not give it ({type(error).__name__}); check its name and "
@@ -198,7 +200,12 @@ def _locate(name: str, revision: str | None, weights: bool = False) -> Origin:
     return Origin(name, Path(found), Path(found).name)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_facts(path: Path) -> dict[str, Any]:
+    """The mapping that a file of a model holds.
+
+    Raises:
+        UserError: it cannot be read, or holds another thing.
+    """
     try:
         content = read_json(path)
     except FileNotFoundError:
@@ -240,7 +247,7 @@ def weight_files(folder: Path) -> list[Path]:
             f"there is no {WEIGHTS} in {folder}, and pickles such as pytorch_model.bin are not read; convert it with "
             "transformers, where you trust it: AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(FOLDER)"
         )
-    places = _read_json(folder / INDEX).get("weight_map")
+    places = read_facts(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{folder / INDEX} has no weight_map")
     paths = []
