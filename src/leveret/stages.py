@@ -48,6 +48,7 @@ from leveret.run import Run
 from leveret.rundir import RunDir, find_run, read_json, write_json
 from leveret.tasks.generators import EXAMPLES
 from leveret.tasks.shell.sandbox import lack
+from leveret.tokenizer.template import render
 from leveret.tokenizer.tokenizer import Tokenizer
 from leveret.training.checkpoint import Checkpoint, find_checkpoint, steps_on_disk
 from leveret.training.config import TrainingConfig
@@ -249,7 +250,7 @@ def _probe(
     run: Run, stage: str, tokenizer: Tokenizer, lesson: Lesson, benchmarks: Probe | None, step: int, model: Decoder
 ) -> dict[str, Any]:
     """What a stage does after each validation: samples are written, and it measures what it wants to."""
-    write_samples(run, model, tokenizer, run.run / stage / "samples.md", step)
+    write_samples(run, stage, model, tokenizer, step)
     found = {} if lesson.probe is None else lesson.probe(model)
     if benchmarks is not None and (shares := benchmarks.measure(step, model, tokenizer)):
         told = " · ".join(f"{name.removeprefix('probe_')} {share:.1%}" for name, share in shares.items())
@@ -265,18 +266,25 @@ def _room_after(run: Run, stage: str, model: Decoder) -> int:
     return sum(space_needed(model.config, config, run.steps_of(name, config)) for name, config in later.items())
 
 
-def write_samples(run: Run, model: Decoder, tokenizer: Tokenizer, path: Path, step: int) -> None:
-    """Adds greedy continuations of the recipe's prompts to samples.md, in the place of this step's and later ones."""
-    if run.recipe.sample_prompts:
+def write_samples(run: Run, stage: str, model: Decoder, tokenizer: Tokenizer, step: int) -> None:
+    """Adds what the model says to the recipe's prompts to samples.md, in the place of this step's and later ones:
+    greedy continuations, after pretraining answers through the chat template, on lines of their own."""
+    path, prompts = run.run / stage / "samples.md", run.recipe.sample_prompts
+
+    def ids(prompt: str) -> list[int]:
+        if stage == "pretrain":
+            return tokenizer.encode(prompt)
+        return render(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True).ids
+
+    if prompts:
         model.eval()
-        engine = Engine(model, tokenizer)
-        config = SamplingConfig(max_new_tokens=48)
-        prompts = run.recipe.sample_prompts
-        answers = engine.generate([tokenizer.encode(prompt) for prompt in prompts], config)
+        answers = Engine(model, tokenizer).generate(list(map(ids, prompts)), SamplingConfig(max_new_tokens=48))
         model.train()
+        between = "" if stage == "pretrain" else "\n"
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         kept = [part for part in SAMPLES.split(before) if part and int(part.split(maxsplit=3)[2]) < step]
-        texts = [f"```text\n{prompt}{answer.text}\n```\n\n" for prompt, answer in zip(prompts, answers, strict=True)]
+        said = [prompt + between + answer.text for prompt, answer in zip(prompts, answers, strict=True)]
+        texts = [f"```text\n{text}\n```\n\n" for text in said]
         partial = path.with_name(f".{path.name}.partial")
         try:
             partial.write_text("".join([*kept, f"## Step {step}\n\n", *texts]), encoding="utf-8")

@@ -120,7 +120,10 @@ def test_the_audit_and_the_evaluation_are_in_the_report(tiny: TinyRun) -> None:
     assert "| leaks | passed | 16 held-out examples against 240 training examples and the corpus: none leak" in report
     for picture in ("pretrain/plots/loss.png", "finetune/plots/rates.png"):
         assert f"({picture})" in report
-    assert "To show" in (tiny.path / "pretrain" / "samples.md").read_text()
+    for stage, raw, between in (("pretrain", True, ""), ("finetune", False, "\n")):
+        model = package.load(f"{tiny.path}/{stage}", device="cpu")
+        said = model.generate("To show", raw=raw, temperature=0.0, max_new_tokens=48)
+        assert (tiny.path / stage / "samples.md").read_text().endswith(f"```text\nTo show{between}{said}\n```\n\n")
 
 
 def test_the_report_says_what_was_spent_where_that_is_known(copy: TinyRun, leveret: Command, tmp_path: Path) -> None:
