@@ -25,6 +25,13 @@ from leveret.planning.plan import Wish, make_plan
 from leveret.recipe import Recipe, load_recipe
 
 LAW = FITS["epoch-2024"]
+SMALL = """
+name: small
+tokenizer: {kind: bpe, vocab_size: 512, special_tokens: ["<eos>"], eos_token: "<eos>"}
+data: {sources: [{kind: generated, generator: shell-drills, licence: MIT}]}
+model: {depth: 2, hidden_size: 64, max_position_embeddings: 64}
+pretrain: {tokens: 50_000}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +94,16 @@ def test_a_ladder_takes_about_a_hundredth(name: str) -> None:
     ratios = [(each.pretrain.tokens or 0) / size for each, size in zip(steps, sizes, strict=True) if each.pretrain]
     assert max(ratios) == pytest.approx(min(ratios), rel=0.01)
     assert all(expected_model(each).num_hidden_layers == model.num_hidden_layers for each in steps)
+
+
+def test_a_model_below_all_that_the_law_has_seen_is_told_of(tmp_path: Path) -> None:
+    """And no loss is foretold that guessing would not have."""
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    plan = make_plan(Wish(recipe=str(path)), find_place("rtx-4090", mfu=0.1))
+    assert plan.expected == pytest.approx(6.238, abs=1e-3)  # ln 512
+    assert any("no model below 44M parameters" in note for note in plan.notes)
+    assert not any("no model below" in note for note in make_plan(Wish(params=124e6), find_place("a100-40gb")).notes)
 
 
 def test_a_plan_finds_its_calibration() -> None:

@@ -155,18 +155,17 @@ def calibrate(
     """Train three small models of a recipe, so that plans know this corpus, tokenizer and recipe."""
     from rich.console import Console
 
-    from leveret.planning.calibration import Held, calibrate, held_by, keep_calibration
+    from leveret.planning.calibration import Held, calibrate, keep_calibration, train_rung
     from leveret.planning.laws import find_fit
     from leveret.recipe import Recipe, load_recipe
     from leveret.run import Run
 
     whole, base = load_recipe(recipe, overrides)
     console = Console(stderr=True, soft_wrap=True)
+    place = folder or Path("runs") / f"{whole.name}-ladder"
 
     def train(rung: Recipe) -> Held:
-        run = Run(rung, base, (folder or Path("runs") / f"{whole.name}-ladder") / rung.name, console, device)
-        run.upto("pretrain")
-        return held_by(run.run.path, run.store("pretrain").split("validation"))
+        return train_rung(Run(rung, base, place / rung.name, console, device))
 
     law = find_fit(fit)
     found = calibrate(whole, train, law, share)

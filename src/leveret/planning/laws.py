@@ -29,8 +29,8 @@ class Fit:
     """A fitted law, with its source. band: nats to either side, for 80%, where it has no rivals.
 
     offset (nats) and efficiency come from calibration. A parameter and a token count as `efficiency` of those that the
-    law was fitted on. Both do: the laws saw no model below 44M parameters, and are too steep in them there. rivals:
-    other laws that what it was calibrated on allows as well; where they part, the band grows.
+    law was fitted on. Both do: below the smallest model that a law was fitted on (smallest, in parameters) it is too
+    steep in them. rivals: other laws that what it was calibrated on allows as well; where they part, the band grows.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Fit:
     B: float
     alpha: float
     beta: float
+    smallest: float
     offset: float = 0.0
     efficiency: float = 1.0
     band: float = BAND
@@ -107,17 +108,17 @@ FITS = {
         Fit(
             "epoch-2024",
             "Besiroglu et al. (2024), a refit of Hoffmann's runs",
-            1.8172, 482.01, 2085.43, 0.3478, 0.3658,
+            1.8172, 482.01, 2085.43, 0.3478, 0.3658, 44e6,
         ),
         Fit(
             "hoffmann-2022",
             "Hoffmann et al. (2022), approach 3, unrounded",
-            1.6934, 406.4, 410.7, 0.3392, 0.2849,
+            1.6934, 406.4, 410.7, 0.3392, 0.2849, 44e6,
         ),
         Fit(
             "muennighoff-2023",
             "Muennighoff et al. (2023), fitted on C4",
-            math.exp(0.6254804), math.exp(6.255414), math.exp(7.3049974), 0.3526596, 0.3526596,
+            math.exp(0.6254804), math.exp(6.255414), math.exp(7.3049974), 0.3526596, 0.3526596, 7e6,
         ),
     )
 }  # fmt: skip

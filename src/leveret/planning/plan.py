@@ -267,7 +267,8 @@ def _complete(shape: Shape, tokens: float, wish: Wish, place: Place, fit: Fit) -
     machine = place.machine(shape.flops)
     cost = training_cost(model, config, shape.length, steps, machine)
     unique = shape.unique(wish)
-    expected = fit.loss(shape.parameters, cost.tokens, unique)
+    guessing = math.log(model.vocabulary)  # the nats of one who knows nothing
+    expected = min(fit.loss(shape.parameters, cost.tokens, unique), guessing)
     read, calibration = min(cost.tokens, unique or math.inf), find_calibration(shape.recipe, fit.name)
     bytes_a_token = calibration.bytes_a_token if calibration else BYTES_A_TOKEN.get(shape.recipe.tokenizer.source or "")
     return Plan(
@@ -286,7 +287,7 @@ def _complete(shape: Shape, tokens: float, wish: Wish, place: Place, fit: Fit) -
         checkpoint_bytes=space_needed(model, config, steps),
         data_bytes=bytes_a_token and read * bytes_a_token,
         shard_bytes=read * (2 if model.vocabulary <= 2**16 else 4),
-        notes=_notes(shape, cost, unique, wish, place),
+        notes=_notes(shape, cost, unique, wish, place) + _beyond(fit, shape),
     )
 
 
@@ -339,6 +340,14 @@ def _notes(shape: Shape, cost: Cost, unique: float | None, wish: Wish, place: Pl
     if cost.tokens < LEAST_RATIO * shape.parameters:
         notes.append("fewer than five tokens a parameter: a smaller model would do better with as much compute")
     return notes
+
+
+def _beyond(fit: Fit, shape: Shape) -> list[str]:
+    """What is said of a model that is smaller than all that the law has seen."""
+    if find_calibration(shape.recipe, fit.name) is not None or shape.parameters >= fit.smallest:
+        return []
+    return [f"the law of loss has seen no model below {count(fit.smallest)} parameters and is wrong by more than its "
+            "band there: calibrate it (leveret plan calibrate)"]  # fmt: skip
 
 
 def _impossible(known: Sequence[Shape], shapes: Sequence[Shape], wish: Wish, place: Place) -> str:
