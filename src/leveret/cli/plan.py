@@ -172,7 +172,7 @@ def calibrate(
     for rung in found.rungs:
         print(f"{rung.parameters:>12,} parameters  {rung.tokens:>14,} tokens  held-out loss {rung.loss:.4f}")
     print(
-        f"exponents {found.fit.alpha / law.alpha:.2f} of the law's, offset {found.fit.offset:+.3f} nats, "
+        f"offset {found.fit.offset:+.3f} nats, "
         f"efficiency {found.fit.efficiency:.3g}, band {found.fit.band:.2f} at least (80%)"
     )
     print(f"kept in {keep_calibration(whole, found)}")
