@@ -48,9 +48,9 @@ LEAST_BAND = 0.1
 one run of the ladder out told 0.03."""
 FLATTEST, STEEPNESS = 0.25, 0.5
 """Shares of the published exponents. With the first they are about those of Kaplan et al. (2020; 0.076 and 0.095),
-whose models were as small as a ladder's; large models have the published ones. Three runs cannot tell: what they say of a law
-changes by 0.01 nats from one end to the other, and a run's own loss by 0.02 with another seed. So the middle is taken,
-by ratio."""
+whose models were as small as a ladder's; large models have the published ones. Three runs cannot tell: from one end to
+the other a law fits them worse or better by 0.01 nats, and another seed moves a run's own loss by 0.02. So the middle
+is taken, by ratio."""
 
 
 @dataclass(frozen=True)
