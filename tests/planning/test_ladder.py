@@ -52,6 +52,24 @@ def test_what_was_moved_is_found_again() -> None:
     assert found.band == LEAST_BAND
 
 
+MEASURED = {
+    "textbooks": ((4.3793, 4.0747, 3.8105), 3.4675),
+    "books": ((4.2378, 3.9483, 3.6795), 3.4156),
+    "news": ((4.2675, 3.9640, 3.6746), 3.3500),
+}
+"""What benchmarks/plan_loss.py measured: the losses of its ladder, and of the run that was foretold (2026-11-22)."""
+
+
+@pytest.mark.parametrize("text", MEASURED)
+def test_a_four_times_larger_run_is_foretold_within_a_twentieth_of_a_nat(text: str) -> None:
+    losses, measured = MEASURED[text]
+    sizes = ((279_360, 1_298_432), (492_576, 2_288_640), (853_248, 3_965_952))
+    found = fit_ladder(LAW, tuple(Rung(*size, loss) for size, loss in zip(sizes, losses, strict=True)))
+    large = (1_722_048, 8_003_584)
+    assert found.loss(*large) == pytest.approx(measured, abs=0.05)
+    assert 0.1 < found.band_at(*large) < 0.12
+
+
 def test_the_band_grows_with_the_distance_from_the_ladder() -> None:
     """Whichever steepness is the true one of those that are tried: it holds the truth."""
     for steepness in (0.3, 0.5, 0.9):
