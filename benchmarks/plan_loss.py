@@ -25,7 +25,7 @@ from rich.console import Console
 
 from leveret.hardware.device import environment, pick_device
 from leveret.model.counts import count_parameters, flops_per_token
-from leveret.planning.calibration import Held, calibrate, train_rung
+from leveret.planning.calibration import Held, calibrate, held_by, held_out
 from leveret.planning.describe import expected_model
 from leveret.planning.laws import FITS
 from leveret.recipe import Recipe, load_recipe
@@ -94,8 +94,9 @@ def main() -> None:
 
         def train(each: Recipe) -> Held:
             start = time.perf_counter()
-            held = train_rung(Run(each, base, Path(scratch) / each.name, Console(quiet=True)))
-            model = expected_model(each)
+            run = Run(each, base, Path(scratch) / each.name, Console(quiet=True))
+            run.upto("pretrain")
+            held, model = held_by(run.run.path, held_out(run.store("pretrain"))), expected_model(each)
             rows.append(
                 {
                     "run": each.name,

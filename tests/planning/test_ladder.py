@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from leveret.cli.app import app
 from leveret.errors import UserError
 from leveret.model.counts import count_parameters, flops_per_token
 from leveret.planning.calibration import (
@@ -120,6 +122,18 @@ def test_a_model_below_all_that_the_law_has_seen_is_told_of(tmp_path: Path) -> N
     assert plan.expected == pytest.approx(6.238, abs=1e-3)  # ln 512
     assert any("no model below 44M parameters" in note for note in plan.notes)
     assert not any("no model below" in note for note in make_plan(Wish(params=124e6), find_place("a100-40gb")).notes)
+
+
+def test_text_of_which_nothing_is_held_out_ends_before_a_run_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LEVERET_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "one.txt").write_text("One document, and no other. " * 400)
+    (tmp_path / "small.yaml").write_text(SMALL.replace("kind: generated, generator: shell-drills", "paths: [one.txt]"))
+    done = CliRunner().invoke(app, ["plan", "calibrate", "small.yaml", "--share", "0.5"])
+    assert "nothing is held out of this text" in str(done.exception)
+    assert not list(tmp_path.glob("runs/*/*/pretrain/metrics.jsonl"))
 
 
 def test_a_plan_finds_its_calibration() -> None:

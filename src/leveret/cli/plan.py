@@ -155,7 +155,7 @@ def calibrate(
     """Train three small models of a recipe, so that plans know this corpus, tokenizer and recipe."""
     from rich.console import Console
 
-    from leveret.planning.calibration import Held, calibrate, keep_calibration, train_rung
+    from leveret.planning.calibration import Held, calibrate, held_by, held_out, keep_calibration
     from leveret.planning.laws import find_fit
     from leveret.recipe import Recipe, load_recipe
     from leveret.run import Run
@@ -165,7 +165,11 @@ def calibrate(
     place = folder or Path("runs") / f"{whole.name}-ladder"
 
     def train(rung: Recipe) -> Held:
-        return train_rung(Run(rung, base, place / rung.name, console, device))
+        run = Run(rung, base, place / rung.name, console, device)
+        run.upto("prepare")
+        split = held_out(run.store("pretrain"))
+        run.upto("pretrain")
+        return held_by(run.run.path, split)
 
     law = find_fit(fit)
     found = calibrate(whole, train, law, share)

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from leveret.config import config_dir
+from leveret.data.shards import TokenSplit, TokenStore
 from leveret.depth import BATCH_EXPONENT
 from leveret.errors import UserError
 from leveret.model.config import ModelConfig
@@ -24,9 +25,6 @@ from leveret.planning.describe import expected_model
 from leveret.planning.laws import FITS, NORMAL_80, Fit
 from leveret.recipe import Recipe, digest
 from leveret.strangers.documents import read_json
-
-if TYPE_CHECKING:  # it trains, which takes much longer to import than a plan to be made
-    from leveret.run import Run
 
 SHARE = 0.01
 """Of the recipe's own work that the ladder takes, about."""
@@ -80,20 +78,18 @@ class Held:
     bytes_a_token: float
 
 
-def train_rung(run: Run) -> Held:
-    """Pretrains a small run, unless it is.
-
-    Raises:
-        UserError: nothing is held out that its loss could be measured on.
-    """
-    run.upto("prepare")
-    store = run.store("pretrain")
+def held_out(store: TokenStore) -> TokenSplit:
+    """What losses are measured on. Raises UserError where nothing is held out."""
     if "validation" not in store.manifest["splits"]:
         raise UserError("nothing is held out of this text to measure a loss on; give more documents, or a larger "
                         "data.validation_fraction")  # fmt: skip
-    run.upto("pretrain")
-    summary, held = read_json(run.run.path / "pretrain" / "summary.json"), store.split("validation")
-    return Held(summary["tokens"], summary["final_validation_loss"], held.text_bytes / held.tokens)
+    return store.split("validation")
+
+
+def held_by(run: Path, split: TokenSplit) -> Held:
+    """What the run in that directory came to, which is pretrained."""
+    summary = read_json(run / "pretrain" / "summary.json")
+    return Held(summary["tokens"], summary["final_validation_loss"], split.text_bytes / split.tokens)
 
 
 def calibrate(recipe: Recipe, train: Callable[[Recipe], Held], law: Fit, share: float = SHARE) -> Calibration:
