@@ -70,6 +70,11 @@ def test_a_four_times_larger_run_is_foretold_within_a_twentieth_of_a_nat(text: s
     large = (1_722_048, 8_003_584)
     assert found.loss(*large) == pytest.approx(measured, abs=0.05)
     assert 0.1 < found.band_at(*large) < 0.12
+    bands = [found.band_at(sizes[-1][0] * times**0.5, sizes[-1][1] * times**0.5) for times in (10, 100)]
+    assert bands == pytest.approx([0.14, 0.25], abs=0.01)  # docs/how-to/plan.md
+    for rival in found.rivals:  # no steepness is ruled out: a run's own loss moves by 0.02 with another seed
+        off = [rival.loss(*size) - loss for size, loss in zip(sizes, losses, strict=True)]
+        assert sum(each**2 for each in off) / 3 < 0.015**2
 
 
 def test_the_band_grows_with_the_distance_from_the_ladder() -> None:

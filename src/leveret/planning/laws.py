@@ -3,7 +3,7 @@
     L(N, D) = E + A / N^alpha + B / D^beta          N parameters, tables among them; D tokens read
 
 Corpus and tokenizer shift a fit by more than what doubling the compute gains: nothing of this is exact before it is
-calibrated (calibrate.py).
+calibrated (calibration.py).
 """
 
 from __future__ import annotations
@@ -81,6 +81,11 @@ class Fit:
         both = self.alpha + self.beta
         parameters = float(self._ratio ** (1 / both) * (flops / 6) ** (self.beta / both))
         return parameters, flops / 6 / parameters
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it was moved to somebody's own runs."""
+        return bool(self.rivals)
 
     @property
     def _ratio(self) -> float:

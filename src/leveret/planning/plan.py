@@ -344,7 +344,7 @@ def _notes(shape: Shape, cost: Cost, unique: float | None, wish: Wish, place: Pl
 
 def _beyond(fit: Fit, shape: Shape) -> list[str]:
     """What is said of a model that is smaller than all that the law has seen."""
-    if find_calibration(shape.recipe, fit.name) is not None or shape.parameters >= fit.smallest:
+    if fit.calibrated or shape.parameters >= fit.smallest:
         return []
     return [f"the law of loss has seen no model below {count(fit.smallest)} parameters and is wrong by more than its "
             "band there: calibrate it (leveret plan calibrate)"]  # fmt: skip

@@ -83,8 +83,7 @@ def _cost(plan: Plan) -> str:
 
 
 def _source(plan: Plan) -> str:
-    calibrated = plan.fit.offset != 0.0
-    return f"{plan.fit.name}, {plan.fit.source}" + ("" if calibrated else "; not calibrated for this corpus")
+    return f"{plan.fit.name}, {plan.fit.source}" + ("" if plan.fit.calibrated else "; not calibrated for this corpus")
 
 
 def facts(plan: Plan) -> dict[str, Any]:
@@ -128,7 +127,7 @@ def facts(plan: Plan) -> dict[str, Any]:
         "loss": plan.expected,
         "loss_band": plan.band,
         "loss_source": f"{plan.fit.name}: {plan.fit.source}",
-        "calibrated": plan.fit.offset != 0.0,
+        "calibrated": plan.fit.calibrated,
         "bits_per_byte": plan.bits_per_byte,
         "notes": plan.notes,
     }
